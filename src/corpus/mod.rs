@@ -1,0 +1,5 @@
+//! From JSONL files to batches.
+
+mod batch;
+
+pub use batch::{Batch, Row, RowRef};

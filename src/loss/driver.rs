@@ -1,0 +1,101 @@
+//! The one loop over targets: projects hidden states to logits a chunk at a time, hands each row to a function, and
+//! carries the rows' gradients back to the hidden states and the head. No `[N, V]` buffer ever exists.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::kernels::{GradSlot, Mat, MatMut, matmul, with_f32};
+use crate::signal::TeacherSignal;
+
+/// Elements a chunk of student logits may hold (64 MiB): larger chunks no longer speed the products up.
+const CHUNK_ELEMENTS: usize = 16 << 20;
+/// Rows of a chunk at most.
+const CHUNK_ROWS: usize = 256;
+
+/// The student's output projection: weight `[V, D]`, and where its gradient is summed (None: frozen).
+pub struct StudentHead<'a> {
+    pub weight: &'a Tensor,
+    pub grad: Option<&'a GradSlot>,
+}
+
+/// Buffers that chunks of logits reuse from step to step.
+#[derive(Default)]
+pub struct ChunkedLogits {
+    teacher: Vec<f32>,
+    student: Vec<f32>,
+    gradient: Vec<f32>,
+    /// Rows per chunk; None: as many as the limits above allow.
+    pub rows_per_chunk: Option<usize>,
+}
+
+impl ChunkedLogits {
+    /// Calls `row(n, teacher, student, gradient)` for each of the N targets, in parallel within a chunk, and returns
+    /// the results in target order.
+    ///
+    /// `hidden` is the student's, `[N, D]`. The teacher's row is cut to the student's vocabulary (the plan has proven
+    /// that no real token lies beyond). With `with_gradient`, what `row` adds to its zeroed gradient row flows to the
+    /// returned `[N, D]` gradient of `hidden` and to the head's slot.
+    pub fn run<R: Send>(
+        &mut self,
+        hidden: &Tensor,
+        head: &StudentHead,
+        signal: Option<&TeacherSignal>,
+        with_gradient: bool,
+        row: impl Fn(usize, Option<&[f32]>, &[f32], Option<&mut [f32]>) -> Result<R> + Sync,
+    ) -> Result<(Vec<R>, Option<Tensor>)> {
+        let (targets, width) = hidden.dims2()?;
+        let (vocab, head_width) = head.weight.dims2()?;
+        if width != head_width {
+            return Err(Error::run(format!("the hidden states are {width} wide, the head takes {head_width}")));
+        }
+        let teacher_vocab = signal.map_or(0, TeacherSignal::vocab_size);
+        let shared = teacher_vocab.min(vocab);
+        let limit = self.rows_per_chunk.unwrap_or((CHUNK_ELEMENTS / vocab.max(teacher_vocab)).clamp(1, CHUNK_ROWS));
+        let mut results = Vec::with_capacity(targets);
+        let mut d_hidden = vec![0.0f32; if with_gradient { targets * width } else { 0 }];
+        for from in (0..targets).step_by(limit) {
+            let rows = limit.min(targets - from);
+            self.teacher.resize(rows * teacher_vocab, 0.0);
+            self.student.resize(rows * vocab, 0.0);
+            self.gradient.clear();
+            self.gradient.resize(if with_gradient { rows * vocab } else { 0 }, 0.0);
+            if let Some(signal) = signal {
+                signal.logits(from, rows, &mut self.teacher)?;
+            }
+            with_f32(hidden, |hidden| {
+                with_f32(head.weight, |weight| -> Result<()> {
+                    let hidden = Mat::new(&hidden[from * width..(from + rows) * width], rows, width);
+                    let weight = Mat::new(weight, vocab, width);
+                    matmul(hidden, weight.t(), MatMut::new(&mut self.student, rows, vocab), 1.0, false);
+                    let teacher = &self.teacher;
+                    let teacher_row =
+                        |i: usize| signal.is_some().then(|| &teacher[i * teacher_vocab..i * teacher_vocab + shared]);
+                    let student = self.student.par_chunks_exact(vocab);
+                    let chunk: Vec<R> = if with_gradient {
+                        let rows = student.zip(self.gradient.par_chunks_exact_mut(vocab)).enumerate();
+                        rows.map(|(i, (z, g))| row(from + i, teacher_row(i), z, Some(g))).collect::<Result<_>>()?
+                    } else {
+                        student
+                            .enumerate()
+                            .map(|(i, z)| row(from + i, teacher_row(i), z, None))
+                            .collect::<Result<_>>()?
+                    };
+                    results.extend(chunk);
+                    if with_gradient {
+                        let d_logits = Mat::new(&self.gradient, rows, vocab);
+                        let out = MatMut::new(&mut d_hidden[from * width..(from + rows) * width], rows, width);
+                        matmul(d_logits, weight, out, 1.0, false);
+                        if let Some(slot) = head.grad {
+                            matmul(d_logits.t(), hidden, MatMut::new(&mut slot.lock(), vocab, width), 1.0, true);
+                        }
+                    }
+                    Ok(())
+                })
+            })???;
+        }
+        let d_hidden =
+            with_gradient.then(|| Tensor::from_vec(d_hidden, (targets, width), hidden.device())).transpose()?;
+        Ok((results, d_hidden))
+    }
+}

@@ -1,0 +1,17 @@
+//! Losses: row divergences, and the one driver that runs them over chunks of targets.
+//!
+//! p is the teacher, q the student, both softmax(z / T). A loss is a sum in nats over target tokens; the only division
+//! is by the optimizer step's number of targets, once. So a gradient does not depend on how a step is split into
+//! micro-batches, packed or chunked.
+
+mod cross_entropy;
+mod driver;
+mod forward_kl;
+mod objective;
+mod row;
+
+pub use cross_entropy::cross_entropy_row;
+pub use driver::{ChunkedLogits, StudentHead};
+pub use forward_kl::ForwardKl;
+pub use objective::{Objective, Output, Sums};
+pub use row::{Divergence, LogitRow};

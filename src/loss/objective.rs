@@ -1,0 +1,161 @@
+//! What a step minimises: (1 − w) · T² · D(p_T, q_T) + w · cross-entropy, summed over targets and divided once.
+
+use candle_core::Tensor;
+
+use super::cross_entropy::cross_entropy_row;
+use super::driver::{ChunkedLogits, StudentHead};
+use super::row::{Divergence, LogitRow};
+use crate::corpus::Batch;
+use crate::error::{Error, Result};
+use crate::signal::{Needs, TeacherSignal};
+
+/// Undivided sums over targets, in nats. What was not computed is None.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Sums {
+    pub targets: usize,
+    /// Σ D at temperature T, before T².
+    pub divergence: Option<f64>,
+    pub cross_entropy: Option<f64>,
+}
+
+impl std::ops::AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
+        let add = |a: Option<f64>, b: Option<f64>| a.map_or(b, |a| Some(a + b.unwrap_or(0.0)));
+        self.targets += other.targets;
+        self.divergence = add(self.divergence, other.divergence);
+        self.cross_entropy = add(self.cross_entropy, other.cross_entropy);
+    }
+}
+
+/// Sums of one micro-batch and ∂loss/∂hidden, `[N, D]`.
+pub struct Output {
+    pub sums: Sums,
+    pub d_hidden: Tensor,
+}
+
+/// Weights and temperature of a training loss, with its buffers.
+pub struct Objective {
+    divergence: Option<Box<dyn Divergence>>,
+    temperature: f64,
+    /// T² (Hinton et al. 2015), or 1 when scaling is off.
+    divergence_scale: f64,
+    hard_label_weight: f64,
+    logits: ChunkedLogits,
+}
+
+impl Objective {
+    /// Distillation. `hard_label_weight` w is in [0, 1]; with `scale_by_temperature_squared` the divergence counts T² times.
+    pub fn distillation(
+        divergence: Box<dyn Divergence>,
+        temperature: f64,
+        hard_label_weight: f64,
+        scale_by_temperature_squared: bool,
+    ) -> Self {
+        Self {
+            divergence: Some(divergence),
+            temperature,
+            divergence_scale: if scale_by_temperature_squared { temperature * temperature } else { 1.0 },
+            hard_label_weight,
+            logits: ChunkedLogits::default(),
+        }
+    }
+
+    /// Hard labels alone.
+    pub fn cross_entropy() -> Self {
+        Self {
+            divergence: None,
+            temperature: 1.0,
+            divergence_scale: 1.0,
+            hard_label_weight: 1.0,
+            logits: ChunkedLogits::default(),
+        }
+    }
+
+    /// Whether a teacher has to speak.
+    pub fn uses_teacher(&self) -> bool {
+        self.divergence.is_some()
+    }
+
+    /// What the teacher has to give.
+    pub fn needs(&self) -> Needs {
+        self.divergence.as_ref().map(|d| d.needs()).unwrap_or_default()
+    }
+
+    /// Targets per chunk of logits, instead of as many as the memory limit allows: the results do not depend on it.
+    pub fn with_rows_per_chunk(mut self, rows: usize) -> Self {
+        self.logits.rows_per_chunk = Some(rows);
+        self
+    }
+
+    /// The step's loss in nats per target: what is logged is what is differentiated.
+    pub fn loss(&self, sums: &Sums) -> f64 {
+        let n = sums.targets.max(1) as f64;
+        let w = self.hard_label_weight;
+        (1.0 - w) * self.divergence_scale * sums.divergence.unwrap_or(0.0) / n
+            + w * sums.cross_entropy.unwrap_or(0.0) / n
+    }
+
+    /// Runs one micro-batch. `hidden` holds the student's final states at the target rows, `[N, D]`; `valid` is the
+    /// number of targets of the whole optimizer step. The head's gradient is added to its slot.
+    ///
+    /// Fails on teacher logits that are NaN or +∞, naming the row. A batch without targets gives zeros.
+    pub fn run(
+        &mut self,
+        hidden: &Tensor,
+        head: &StudentHead,
+        signal: Option<&TeacherSignal>,
+        batch: &Batch,
+        valid: usize,
+    ) -> Result<Output> {
+        let w = self.hard_label_weight;
+        let n = valid.max(1) as f64;
+        let divergence_scale = ((1.0 - w) * self.divergence_scale / n) as f32;
+        let label_scale = (w / n) as f32;
+        let inverse_temperature = (1.0 / self.temperature) as f32;
+        let divergence = self.divergence.as_deref();
+        let row = |i: usize, teacher: Option<&[f32]>, student: &[f32], gradient: Option<&mut [f32]>| {
+            let Some(gradient) = gradient else { return Err(Error::run("a training row without a gradient")) };
+            let q = LogitRow::new(student, 1.0);
+            let d = match (divergence, teacher) {
+                (Some(divergence), Some(teacher)) => {
+                    let p = checked_teacher_row(teacher, inverse_temperature, batch, i)?;
+                    let q = if inverse_temperature == 1.0 { q } else { LogitRow::new(student, inverse_temperature) };
+                    divergence.row(p, q, Some((&mut *gradient, divergence_scale)))
+                }
+                (Some(_), None) => return Err(Error::run("a divergence was asked for without a teacher's signal")),
+                (None, _) => 0.0,
+            };
+            // With w = 0 the cross-entropy is only logged: its value is one subtraction.
+            let ce = cross_entropy_row(q, batch.labels[i], (w > 0.0).then_some((gradient, label_scale)));
+            Ok((d, ce))
+        };
+        let (rows, d_hidden) = self.logits.run(hidden, head, signal, true, row)?;
+        let d_hidden = d_hidden.ok_or_else(|| Error::run("the loss driver returned no gradient"))?;
+        let sums = Sums {
+            targets: rows.len(),
+            divergence: divergence.map(|_| rows.iter().map(|r| r.0).sum()),
+            cross_entropy: Some(rows.iter().map(|r| r.1).sum()),
+        };
+        Ok(Output { sums, d_hidden })
+    }
+}
+
+/// The teacher's row of target `n`; refused with the row's file and line when it has no finite log Σ exp.
+pub(crate) fn checked_teacher_row<'a>(
+    logits: &'a [f32],
+    inverse_temperature: f32,
+    batch: &Batch,
+    n: usize,
+) -> Result<LogitRow<'a>> {
+    let row = LogitRow::new(logits, inverse_temperature);
+    if row.log_sum_exp.is_finite() {
+        return Ok(row);
+    }
+    let source = batch.row_of_target(n);
+    Err(Error::run(format!(
+        "{}:{}: the teacher's logits for target {n} of the batch are not finite; its weights may be damaged, or its \
+         dtype may overflow",
+        source.file.display(),
+        source.line
+    )))
+}

@@ -1,0 +1,44 @@
+//! One target's logits, and the seam on which divergences plug in.
+
+use crate::kernels::math;
+use crate::signal::Needs;
+
+/// Logits of one target with log Σ exp(z / T), from which any log-probability is one multiply-add away.
+#[derive(Clone, Copy)]
+pub struct LogitRow<'a> {
+    pub logits: &'a [f32],
+    /// 1 / T.
+    pub inverse_temperature: f32,
+    /// log Σ exp(z / T).
+    pub log_sum_exp: f32,
+}
+
+impl<'a> LogitRow<'a> {
+    /// `inverse_temperature`: 1 / T.
+    pub fn new(logits: &'a [f32], inverse_temperature: f32) -> Self {
+        let log_sum_exp = math::vectorize(|| math::log_sum_exp(logits, inverse_temperature));
+        Self { logits, inverse_temperature, log_sum_exp }
+    }
+
+    /// log softmax(z / T) of token `i`, in nats.
+    #[inline(always)]
+    pub fn log_probability(&self, i: usize) -> f32 {
+        self.logits[i] * self.inverse_temperature - self.log_sum_exp
+    }
+}
+
+/// A divergence D(p, q) of one target's distributions, in nats.
+///
+/// Implementations know neither teacher nor student, only two rows of logits, whose lengths may differ: the teacher's
+/// row never is the longer one.
+pub trait Divergence: Send + Sync {
+    /// The name in configs and metrics.
+    fn name(&self) -> &'static str;
+
+    /// What it asks of the teacher.
+    fn needs(&self) -> Needs;
+
+    /// Returns D(p, q). With `gradient = (g, scale)` it also adds scale · ∂D/∂z to g, z the student's logits
+    /// (not divided by T).
+    fn row(&self, teacher: LogitRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64;
+}

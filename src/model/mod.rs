@@ -1,0 +1,31 @@
+//! One trainable decoder for all Llama-like families, and the folders it is read from.
+
+mod block;
+mod config;
+mod decoder;
+mod kv_cache;
+mod parameter;
+mod rope;
+mod tensors;
+mod weights;
+
+use std::path::Path;
+
+pub use config::{Family, ModelConfig};
+pub use decoder::{Decoder, Trace};
+pub use kv_cache::KvCache;
+pub use parameter::{Parameter, Parameters};
+pub use rope::RopeScaling;
+pub use tensors::TensorSpec;
+pub use weights::{Weights, load as load_weights, weight_files};
+
+use crate::error::Result;
+
+impl Decoder {
+    /// Loads a Hugging Face model folder: config.json and its safetensors.
+    pub fn load(folder: &Path, trainable: bool) -> Result<Self> {
+        let config = ModelConfig::read(folder)?;
+        let weights = load_weights(folder, &config)?;
+        Self::new(config, weights, trainable)
+    }
+}

@@ -1,0 +1,73 @@
+//! A named tensor that may learn.
+
+use candle_core::Tensor;
+
+use super::tensors::TensorSpec;
+use crate::error::Result;
+use crate::kernels::{GradSlot, Linear, RmsNorm};
+
+/// A weight under its Hugging Face name, with the slot its gradient is summed in (None: frozen).
+///
+/// The tensor is changed in place by the optimizer, so every clone of it follows.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    pub name: String,
+    pub tensor: Tensor,
+    pub grad: Option<GradSlot>,
+}
+
+impl Parameter {
+    pub fn new(name: String, tensor: Tensor, trainable: bool) -> Self {
+        let grad = trainable.then(|| GradSlot::zeros(tensor.elem_count()));
+        Self { name, tensor, grad }
+    }
+
+    pub fn spec(&self) -> TensorSpec {
+        TensorSpec { name: self.name.clone(), shape: self.tensor.dims().to_vec() }
+    }
+
+    /// Forgets the gradient of the last step.
+    pub fn clear_gradient(&self) {
+        if let Some(slot) = &self.grad {
+            slot.lock().fill(0.0);
+        }
+    }
+
+    pub(super) fn linear(weight: &Self, bias: Option<&Self>) -> Linear {
+        Linear {
+            weight: weight.tensor.clone(),
+            bias: bias.map(|b| b.tensor.clone()),
+            weight_grad: weight.grad.clone(),
+            bias_grad: bias.and_then(|b| b.grad.clone()),
+        }
+    }
+
+    pub(super) fn rms_norm(weight: &Self, epsilon: f64) -> RmsNorm {
+        RmsNorm { weight: weight.tensor.clone(), epsilon, weight_grad: weight.grad.clone() }
+    }
+}
+
+/// A model's parameters in name order, which fixes the order of every pass over them.
+#[derive(Debug, Clone, Default)]
+pub struct Parameters(pub(super) std::collections::BTreeMap<String, Parameter>);
+
+impl Parameters {
+    /// Takes the weights; all of them learn, or none.
+    pub fn new(weights: super::weights::Weights, trainable: bool) -> Self {
+        let parameter = |(name, tensor): (String, Tensor)| (name.clone(), Parameter::new(name, tensor, trainable));
+        Self(weights.into_iter().map(parameter).collect())
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Parameter> {
+        self.0.values()
+    }
+
+    pub fn get(&self, name: &str) -> Result<&Parameter> {
+        self.0.get(name).ok_or_else(|| crate::Error::run(format!("the model has no tensor {name}")))
+    }
+
+    /// Forgets all gradients of the last step.
+    pub fn clear_gradients(&self) {
+        self.iter().for_each(Parameter::clear_gradient);
+    }
+}

@@ -1,0 +1,113 @@
+//! Reading a model folder's safetensors, single or sharded, as f32. The one module that maps files into memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use super::config::ModelConfig;
+use super::tensors::{HEAD, TensorSpec};
+use crate::error::{Error, Result};
+use crate::kernels::with_f32;
+
+/// Tensors by name.
+pub type Weights = BTreeMap<String, Tensor>;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The weight files of a model folder.
+pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let single = folder.join(SINGLE);
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index = folder.join(INDEX);
+    if !index.is_file() {
+        return Err(Error::input(format!("{} holds neither {SINGLE} nor {INDEX}", folder.display())));
+    }
+    let text = std::fs::read_to_string(&index).map_err(|e| Error::unreadable(&index, e))?;
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let parsed: Index = serde_json::from_str(&text)
+        .map_err(|e| Error::input(format!("{}: not a weight index: {e}", index.display())))?;
+    let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    names
+        .into_iter()
+        .map(|name| match Path::new(&name).file_name() {
+            // A shard's name must not lead out of the folder.
+            Some(file) if file == name.as_str() => Ok(folder.join(&name)),
+            _ => Err(Error::input(format!("{}: the shard name {name:?} is not a plain file name", index.display()))),
+        })
+        .collect()
+}
+
+/// Loads exactly the tensors of `config` as f32. Missing, unexpected and misshapen tensors are all reported by name,
+/// and so is a tensor that holds NaN or an infinity.
+pub fn load(folder: &Path, config: &ModelConfig) -> Result<Weights> {
+    let files = weight_files(folder)?.iter().map(|file| open(file)).collect::<Result<Vec<_>>>()?;
+    let mut stored: BTreeMap<String, (usize, Vec<usize>)> = BTreeMap::new();
+    for (i, file) in files.iter().enumerate() {
+        stored.extend(file.tensors().into_iter().map(|(name, view)| (name, (i, view.shape().to_vec()))));
+    }
+    let specs = config.tensors();
+    check(&specs, &stored, config).map_err(|problems| {
+        Error::input(format!("{}: the weights do not fit config.json:\n{problems}", folder.display()))
+    })?;
+    specs
+        .par_iter()
+        .map(|spec| {
+            let tensor = files[stored[&spec.name].0].load(&spec.name, &Device::Cpu)?.to_dtype(DType::F32)?;
+            if with_f32(&tensor, |x| x.iter().any(|x| !x.is_finite()))? {
+                let name = &spec.name;
+                return Err(Error::input(format!("{}: tensor {name} holds NaN or infinity", folder.display())));
+            }
+            Ok((spec.name.clone(), tensor))
+        })
+        .collect()
+}
+
+fn open(file: &Path) -> Result<MmapedSafetensors> {
+    if !file.is_file() {
+        return Err(Error::input(format!("the weight file {} does not exist", file.display())));
+    }
+    // SAFETY: the file is mapped read-only; that nobody truncates a model while it is being read is the assumption of
+    // every loader that maps files.
+    unsafe { MmapedSafetensors::new(file) }
+        .map_err(|e| Error::input(format!("{} is not a whole safetensors file: {e}", file.display())))
+}
+
+/// Compares what is stored with what the model needs; the answer lists every problem, a line each.
+fn check(
+    specs: &[TensorSpec],
+    stored: &BTreeMap<String, (usize, Vec<usize>)>,
+    config: &ModelConfig,
+) -> Result<(), String> {
+    let mut lines = vec![];
+    let mut list = |title: &str, names: Vec<String>| {
+        const SHOWN: usize = 8;
+        if !names.is_empty() {
+            let more = names.len().saturating_sub(SHOWN);
+            let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
+            lines.push(format!("  {title}: {}{tail}", names[..names.len().min(SHOWN)].join(", ")));
+        }
+    };
+    let wanted: BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
+    list("missing", wanted.iter().filter(|n| !stored.contains_key(**n)).map(|n| n.to_string()).collect());
+    let unexpected = stored.keys().filter(|name| {
+        // Old files carry RoPE's frequencies, and some tied models a copy of the embedding: both follow from the rest.
+        let derived = name.ends_with("rotary_emb.inv_freq") || (config.tied_head && name.as_str() == HEAD);
+        !wanted.contains(name.as_str()) && !derived
+    });
+    list("unexpected", unexpected.map(|n| n.escape_debug().to_string()).collect());
+    let misshapen = specs.iter().filter_map(|spec| {
+        let (_, shape) = stored.get(&spec.name)?;
+        (*shape != spec.shape).then(|| format!("{} is {shape:?}, not {:?}", spec.name, spec.shape))
+    });
+    list("misshapen", misshapen.collect());
+    if lines.is_empty() { Ok(()) } else { Err(lines.join("\n")) }
+}

@@ -5,5 +5,11 @@
 
 pub mod corpus;
 pub mod error;
+pub mod kernels;
+pub mod loss;
+pub mod model;
+pub mod signal;
+pub mod teacher;
+pub mod train;
 
 pub use error::{Error, Result};

@@ -1,0 +1,169 @@
+//! The training step against PyTorch: loss, every gradient by name, ten AdamW steps (tests/goldens/README.md, `step`).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use distill::corpus::{Batch, Row, RowRef};
+use distill::loss::{ForwardKl, Objective};
+use distill::model::Decoder;
+use distill::teacher::LocalTeacher;
+use distill::train::{AdamW, AdamWConfig, Decay, Schedule, Stepper};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Expected {
+    temperature: f64,
+    hard_label_weight: f64,
+    peak_learning_rate: f64,
+    warmup_steps: u64,
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    weight_decay: f64,
+    max_grad_norm: f64,
+    targets: Vec<usize>,
+    loss: Vec<f64>,
+    divergence: Vec<f64>,
+    cross_entropy: Vec<f64>,
+    grad_norm: Vec<f64>,
+    learning_rate: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct GoldenRow {
+    ids: Vec<u32>,
+    targets: Vec<u8>,
+}
+
+const STUDENTS: [&str; 2] = ["student", "student_qwen2"];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/step")
+}
+
+fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
+    serde_json::from_str(&std::fs::read_to_string(folder().join(name)).unwrap()).unwrap()
+}
+
+fn steps() -> Vec<Vec<Row>> {
+    let source = RowRef { digest: [0; 32], file: Arc::new("batches.json".into()), line: 1 };
+    let row = |r: GoldenRow| Row {
+        tokens: r.ids,
+        targets: r.targets.into_iter().map(|t| t == 1).collect(),
+        source: source.clone(),
+    };
+    json::<Vec<Vec<GoldenRow>>>("batches.json").into_iter().map(|rows| rows.into_iter().map(row).collect()).collect()
+}
+
+fn micro(rows: &[Row], size: usize) -> Vec<Batch> {
+    rows.chunks(size).map(Batch::new).collect()
+}
+
+fn stepper<'a>(teacher: &'a LocalTeacher, student: &'a Decoder, e: &Expected) -> Stepper<'a> {
+    let config = AdamWConfig { beta1: e.beta1, beta2: e.beta2, epsilon: e.epsilon, weight_decay: e.weight_decay };
+    Stepper {
+        teacher: Some(teacher),
+        student,
+        objective: Objective::distillation(Box::new(ForwardKl), e.temperature, e.hard_label_weight, true),
+        optimizer: AdamW::new(config, student.parameters()),
+        max_grad_norm: e.max_grad_norm,
+    }
+}
+
+fn teacher() -> LocalTeacher {
+    LocalTeacher::new(Arc::new(Decoder::load(&folder().join("teacher"), false).unwrap())).unwrap()
+}
+
+fn close(got: f64, want: f64, relative: f64, what: &str) {
+    assert!((got - want).abs() <= relative * want.abs(), "{what}: {got} instead of {want}");
+}
+
+fn gradients(student: &Decoder) -> Vec<(String, Vec<f32>)> {
+    student.parameters().iter().map(|p| (p.name.clone(), p.grad.as_ref().unwrap().lock().clone())).collect()
+}
+
+#[test]
+fn loss_and_every_gradient_equal_pytorch() {
+    let teacher = teacher();
+    for name in STUDENTS {
+        let e: Expected = json(&format!("expected_{name}.json"));
+        let want = candle_core::safetensors::load(folder().join(format!("expected_{name}.safetensors")), &Device::Cpu)
+            .unwrap();
+        let student = Decoder::load(&folder().join(name), true).unwrap();
+        let report = stepper(&teacher, &student, &e).accumulate(&micro(&steps()[0], 4)).unwrap();
+        let n = report.sums.targets as f64;
+        assert_eq!(report.sums.targets, e.targets[0]);
+        close(report.loss, e.loss[0], 1e-6, "loss");
+        close(report.sums.divergence.unwrap() / n, e.divergence[0], 1e-6, "divergence");
+        close(report.sums.cross_entropy.unwrap() / n, e.cross_entropy[0], 1e-6, "cross-entropy");
+        close(report.grad_norm, e.grad_norm[0], 1e-5, "gradient norm");
+        let got = gradients(&student);
+        assert_eq!(got.len(), want.len());
+        for (parameter, got) in got {
+            let want: Vec<f32> =
+                want[&parameter].to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            for (got, want) in got.iter().zip(&want) {
+                assert!((got - want).abs() <= 1e-5 * largest, "{name} {parameter}: {got} instead of {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ten_adamw_steps_follow_pytorch() {
+    let teacher = teacher();
+    for name in STUDENTS {
+        let e: Expected = json(&format!("expected_{name}.json"));
+        let student = Decoder::load(&folder().join(name), true).unwrap();
+        let mut stepper = stepper(&teacher, &student, &e);
+        let schedule = Schedule {
+            learning_rate: e.peak_learning_rate,
+            decay: Decay::Linear,
+            warmup_steps: e.warmup_steps,
+            total_steps: 10,
+        };
+        for (i, rows) in steps().iter().enumerate() {
+            close(schedule.at(i as u64), e.learning_rate[i], 1e-9, "learning rate");
+            let report = stepper.step(&micro(rows, 4), i as u64, schedule.at(i as u64)).unwrap();
+            close(report.loss, e.loss[i], 2e-6, &format!("{name}: loss of step {i}"));
+            close(report.grad_norm, e.grad_norm[i], 1e-5, &format!("{name}: gradient norm of step {i}"));
+        }
+    }
+}
+
+#[test]
+fn gradients_do_not_depend_on_micro_batches_or_chunks() {
+    let teacher = teacher();
+    let e: Expected = json("expected_student.json");
+    let rows: Vec<Row> = steps().into_iter().take(2).flatten().collect();
+    let run = |size: usize, chunk: usize| {
+        let student = Decoder::load(&folder().join("student"), true).unwrap();
+        let mut stepper = stepper(&teacher, &student, &e);
+        stepper.objective = stepper.objective.with_rows_per_chunk(chunk);
+        let report = stepper.accumulate(&micro(&rows, size)).unwrap();
+        (report.loss, gradients(&student))
+    };
+    let (loss, want) = run(8, 1000);
+    for (size, chunk) in [(1, 1000), (2, 3), (4, 1), (8, 3)] {
+        let (other, got) = run(size, chunk);
+        close(other, loss, 1e-6, "loss");
+        for ((name, got), (_, want)) in got.iter().zip(&want) {
+            let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= 1e-5 * largest, "{name} differs by {worst} with micro-batches of {size}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_without_targets_gives_zeros() {
+    let teacher = teacher();
+    let e: Expected = json("expected_student.json");
+    let student = Decoder::load(&folder().join("student"), true).unwrap();
+    let mut row = steps()[0][0].clone();
+    row.targets.fill(false);
+    let report = stepper(&teacher, &student, &e).accumulate(&[Batch::new(&[row])]).unwrap();
+    assert_eq!((report.loss, report.grad_norm, report.sums.targets), (0.0, 0.0, 0));
+}

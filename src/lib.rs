@@ -5,6 +5,7 @@
 
 pub mod corpus;
 pub mod error;
+pub mod eval;
 pub mod kernels;
 pub mod loss;
 pub mod model;

@@ -1,0 +1,135 @@
+//! Losses against closed forms, float64 references and finite differences.
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use distill::loss::{Divergence, ForwardKl, LogitRow, cross_entropy_row};
+
+const TEACHER: [[f32; 4]; 2] = [[2.0, 1.0, 0.0, -1.0], [0.5, -0.5, 3.0, 0.0]];
+const STUDENT: [[f32; 4]; 2] = [[1.0, 1.0, 0.5, -0.5], [0.0, 0.0, 1.0, 2.0]];
+const LABELS: [u32; 2] = [0, 2];
+
+fn kl(p: &[f32], q: &[f32], t: f32) -> f64 {
+    ForwardKl.row(LogitRow::new(p, 1.0 / t), LogitRow::new(q, 1.0 / t), None)
+}
+
+fn kl_gradient(p: &[f32], q: &[f32], t: f32, scale: f32) -> Vec<f32> {
+    let mut gradient = vec![0.0; q.len()];
+    ForwardKl.row(LogitRow::new(p, 1.0 / t), LogitRow::new(q, 1.0 / t), Some((&mut gradient, scale)));
+    gradient
+}
+
+fn mean_kl(t: f32) -> f64 {
+    TEACHER.iter().zip(&STUDENT).map(|(p, q)| kl(p, q, t)).sum::<f64>() / 2.0
+}
+
+/// Logits between −3.5 and 3.5.
+fn noise(n: usize, seed: u32) -> Vec<f32> {
+    let mut x = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        (x >> 8) as f32 / (1u32 << 24) as f32 * 7.0 - 3.5
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+#[test]
+fn the_reference_vectors_hold() {
+    let ce = STUDENT.iter().zip(LABELS).map(|(q, y)| cross_entropy_row(LogitRow::new(q, 1.0), y, None)).sum::<f64>();
+    for (got, want) in [
+        (ce / 2.0, 1.266984281),
+        (mean_kl(1.0), 0.592797692),
+        (mean_kl(2.0), 0.180251409),
+        (4.0 * mean_kl(2.0), 0.721005636),
+    ] {
+        assert!((got - want).abs() < 3e-7, "{got} instead of {want}");
+    }
+    // ∂(T² · KL / N)/∂z with T = 2 and N = 2.
+    let gradient = kl_gradient(&TEACHER[0], &STUDENT[0], 2.0, 4.0 / 2.0);
+    for (got, want) in gradient.iter().zip([-0.147472404, 0.031577486, 0.072139873, 0.043755045]) {
+        assert!((got - want).abs() < 1e-7, "{got} instead of {want}");
+    }
+}
+
+#[test]
+fn values_and_gradients_equal_pytorch_in_float64() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/losses.safetensors");
+    let golden = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    let matrix = |name: &str| golden[name].to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap();
+    let rows = |name: &str| golden[name].to_vec2::<f32>().unwrap();
+    let (teacher, student) = (rows("teacher"), rows("student"));
+    let labels: Vec<i64> = golden["labels"].to_vec1().unwrap();
+    let check = |name: &str, row: &dyn Fn(usize, &mut [f32]) -> f64| {
+        let values: Vec<f64> = golden[&format!("{name}.values")].to_vec1().unwrap();
+        let gradients = matrix(&format!("{name}.gradient"));
+        for i in 0..values.len() {
+            let mut gradient = vec![0.0; student[i].len()];
+            let value = row(i, &mut gradient);
+            assert!(
+                (value - values[i]).abs() <= 2e-6 * values[i].abs().max(1.0),
+                "{name} row {i}: {value} not {}",
+                values[i]
+            );
+            for (got, want) in gradient.iter().zip(&gradients[i]) {
+                assert!((*got as f64 - want).abs() <= 1e-6, "{name} row {i}: gradient {got} not {want}");
+            }
+        }
+    };
+    for t in [1.0f32, 2.0, 4.0] {
+        check(&format!("forward_kl_t{t}"), &|i, g| {
+            ForwardKl.row(LogitRow::new(&teacher[i], 1.0 / t), LogitRow::new(&student[i], 1.0 / t), Some((g, 1.0)))
+        });
+    }
+    check("cross_entropy", &|i, g| {
+        cross_entropy_row(LogitRow::new(&student[i], 1.0), labels[i] as u32, Some((g, 1.0)))
+    });
+}
+
+#[test]
+fn forward_kl_is_zero_where_p_equals_q_and_positive_elsewhere() {
+    for n in [1, 2, 31, 33, 1000, 50_000] {
+        let (p, q) = (noise(n, 1), noise(n, 2));
+        for t in [1.0, 4.0] {
+            assert_eq!(kl(&p, &p, t), 0.0);
+            assert!(kl_gradient(&p, &p, t, 1.0).iter().all(|g| *g == 0.0));
+            assert!(n == 1 || kl(&p, &q, t) > 0.0);
+        }
+    }
+}
+
+#[test]
+fn a_constant_added_to_the_logits_changes_nothing() {
+    let (p, q) = (noise(500, 3), noise(500, 4));
+    let moved: Vec<f32> = q.iter().map(|x| x + 8.0).collect();
+    assert!((kl(&p, &q, 2.0) - kl(&p, &moved, 2.0)).abs() < 1e-5);
+}
+
+#[test]
+fn gradients_equal_finite_differences() {
+    let (p, q) = (noise(40, 5), noise(40, 6));
+    for t in [1.0, 2.0] {
+        let gradient = kl_gradient(&p, &q, t, 1.0);
+        for i in 0..q.len() {
+            let h = 1e-2;
+            let at = |d: f32| {
+                let mut q = q.clone();
+                q[i] += d;
+                kl(&p, &q, t)
+            };
+            let difference = (at(h) - at(-h)) / (2.0 * h as f64);
+            assert!((gradient[i] as f64 - difference).abs() < 2e-4, "{} instead of {difference}", gradient[i]);
+        }
+    }
+}
+
+#[test]
+fn a_longer_student_row_is_pushed_down_beyond_the_teachers_vocabulary() {
+    let (p, q) = (noise(20, 7), noise(24, 8));
+    let padded: Vec<f32> = p.iter().copied().chain([f32::NEG_INFINITY; 4]).collect();
+    assert!((kl(&p, &q, 1.0) - kl(&padded, &q, 1.0)).abs() < 1e-6);
+    let gradient = kl_gradient(&p, &q, 1.0, 1.0);
+    assert!(gradient[20..].iter().all(|g| *g > 0.0));
+    assert!(gradient.iter().sum::<f32>().abs() < 1e-5);
+}

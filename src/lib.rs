@@ -3,9 +3,12 @@
 //! `distill` trains a small language model (the student, q) to imitate a large one (the teacher, p).
 //! The modules follow that sentence; ARCHITECTURE.md has the map and the rules.
 
+pub mod cli;
+pub mod config;
 pub mod corpus;
 pub mod error;
 pub mod eval;
+pub mod hub;
 pub mod kernels;
 pub mod loss;
 pub mod model;

@@ -1,0 +1,256 @@
+//! The command line as types: what can be typed, and nothing of what it does. A usage error exits 2, clap's own code.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{ChatTemplate, LossOn, Word};
+
+/// Copy what a large language model knows into a small one.
+///
+/// The exit code tells a script what happened: 0 done, 1 the run failed, 2 wrong usage, config or input, 3 a quality
+/// gate failed, 75 training was stopped early and `--resume` goes on.
+#[derive(Debug, Parser)]
+#[command(name = "distill", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Train(TrainArgs),
+    Eval(EvalArgs),
+    Generate(GenerateArgs),
+    Inspect(InspectArgs),
+}
+
+/// Train a student on what its teacher says about a corpus
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  distill train --config run.toml
+  distill train --config run.toml --output runs/b --set train.learning_rate=3e-4 --set loss.temperature=2
+  distill train --config run.toml --resume           go on from the last checkpoint, or start
+  distill train --config run.toml --dry-run          print the plan and stop")]
+pub struct TrainArgs {
+    /// What to train, in TOML
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Replace one value of the config, for example train.steps=100; may be given again
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<String>,
+    /// The run's folder, instead of output.dir
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Go on from the last valid checkpoint of the run's folder (auto), or from a given one; an empty folder starts a run
+    #[arg(long, value_name = "auto|PATH", num_args = 0..=1, default_missing_value = "auto")]
+    pub resume: Option<Resume>,
+    /// Write a checkpoint and exit with 75 once this step is done
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub stop_after: Option<u64>,
+    /// Print the resolved plan with its arithmetic and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Measure how far a student is from its teacher on held-out text
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  distill eval --teacher models/big --student runs/a/student --data held_out.jsonl --json eval.json
+  distill eval --config run.toml --student runs/a/student --baseline runs/hard/student
+  distill eval --config run.toml --student runs/a/student --fail-above-kl 0.3 --fail-below-agreement 0.8
+
+Exit code 3 when a gate fails; the JSON is written first.")]
+pub struct EvalArgs {
+    /// Take teacher, data, max_length, loss_on, chat_template and max_rows from a config; flags win
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The reference: a model folder or a Hugging Face id
+    #[arg(long, value_name = "PATH", required_unless_present = "config")]
+    pub teacher: Option<PathBuf>,
+    /// Held-out rows, JSONL
+    #[arg(long, value_name = "FILE", required_unless_present = "config")]
+    pub data: Option<PathBuf>,
+    /// The model to measure: a model folder or a Hugging Face id
+    #[arg(long, value_name = "PATH")]
+    pub student: PathBuf,
+    /// A second student, best the same one trained on hard labels alone: adds gap_closed
+    #[arg(long, value_name = "PATH")]
+    pub baseline: Option<PathBuf>,
+    /// Write every statistic there
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Use the first N rows that have a target
+    #[arg(long, value_name = "N", value_parser = at_least::<1>)]
+    pub max_rows: Option<usize>,
+    /// Keep the first N tokens of each row
+    #[arg(long, value_name = "N", value_parser = at_least::<2>)]
+    pub max_length: Option<usize>,
+    /// Which tokens of a row with a prompt count
+    #[arg(long, value_name = "completion|all", hide_possible_values = true, value_parser = words::<LossOn>())]
+    pub loss_on: Option<LossOn>,
+    /// The tokenizer's own template, none, or a Jinja file
+    #[arg(long, value_name = "auto|none|FILE")]
+    pub chat_template: Option<ChatTemplate>,
+    /// Fail (exit 3) when kl_mean is above X, in nats per token
+    #[arg(long, value_name = "X", value_parser = non_negative)]
+    pub fail_above_kl: Option<f64>,
+    /// Fail (exit 3) when top1_agreement is below Y, a fraction from 0 to 1
+    #[arg(long, value_name = "Y", value_parser = fraction)]
+    pub fail_below_agreement: Option<f64>,
+    /// Write input_ids and the student's logits of the first row there, as safetensors
+    #[arg(long, value_name = "FILE")]
+    pub dump_logits: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Continue a prompt with a model
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  distill generate --model runs/a/student --prompt 'What is a monad?'
+  distill generate --model runs/a/student --prompt 'Once upon a time' --raw --temperature 0.8 --seed 7")]
+pub struct GenerateArgs {
+    /// A model folder or a Hugging Face id
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// The user's turn, or, with --raw, the text to continue
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: String,
+    /// Stop after N new tokens
+    #[arg(long, value_name = "N", default_value = "128", value_parser = at_least::<1>)]
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token each time
+    #[arg(long, value_name = "T", default_value = "0", value_parser = non_negative)]
+    pub temperature: f64,
+    /// Of the random draws, when the temperature is above 0
+    #[arg(long, value_name = "N", default_value = "42")]
+    pub seed: u64,
+    /// Continue the prompt as it is, without a chat template
+    #[arg(long, conflicts_with = "chat_template")]
+    pub raw: bool,
+    /// The tokenizer's own template, none, or a Jinja file
+    #[arg(long, value_name = "auto|none|FILE", default_value = "auto")]
+    pub chat_template: ChatTemplate,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Say what a model, a checkpoint, a run or a config is
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  distill inspect models/big           shape, parameters and tokenizer
+  distill inspect run.toml             the resolved plan
+  distill inspect runs/a               how far a run is")]
+pub struct InspectArgs {
+    /// A model, a checkpoint or a run folder, or a config
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// Where to compute; auto takes a GPU where this build and machine have one
+    #[arg(long = "device", value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
+    pub choice: DeviceChoice,
+}
+
+/// `--device`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    Auto,
+    Cpu,
+    /// The N-th GPU, from 0.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "allowed: auto, cpu, cuda, or cuda:N with N from 0".to_owned();
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let ordinal = text.strip_prefix("cuda:").filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
+                ordinal.and_then(|n| n.parse().ok()).map(Self::Cuda).ok_or_else(wrong)
+            }
+        }
+    }
+}
+
+/// `--resume`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// The run's last valid checkpoint.
+    Auto,
+    /// This checkpoint.
+    From(PathBuf),
+}
+
+impl FromStr for Resume {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("allowed: auto, or the path of a checkpoint".into()),
+            "auto" => Ok(Self::Auto),
+            path => Ok(Self::From(path.into())),
+        }
+    }
+}
+
+impl FromStr for ChatTemplate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("allowed: auto, none, or the path of a Jinja file".into()),
+            "auto" => Ok(Self::Auto),
+            "none" => Ok(Self::None),
+            path => Ok(Self::File(path.into())),
+        }
+    }
+}
+
+/// The words of a choice that the config shares.
+fn words<W: Word + Send + Sync>() -> impl TypedValueParser<Value = W> {
+    PossibleValuesParser::new(W::ALL.iter().map(|w| w.word()))
+        .try_map(|text| W::ALL.iter().copied().find(|w| w.word() == text).ok_or("no such word"))
+}
+
+fn key_value(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((key, _)) if !key.trim().is_empty() => Ok(text.to_owned()),
+        _ => Err("wanted KEY=VALUE, for example train.steps=100".into()),
+    }
+}
+
+fn at_least<const LEAST: usize>(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n >= LEAST).ok_or_else(|| format!("allowed: an integer ≥ {LEAST}"))
+}
+
+fn number(text: &str, allowed: &str, is_allowed: impl Fn(f64) -> bool) -> Result<f64, String> {
+    text.parse().ok().filter(|&x: &f64| x.is_finite() && is_allowed(x)).ok_or_else(|| format!("allowed: {allowed}"))
+}
+
+fn non_negative(text: &str) -> Result<f64, String> {
+    number(text, "a finite number ≥ 0", |x| x >= 0.0)
+}
+
+fn fraction(text: &str) -> Result<f64, String> {
+    number(text, "a fraction from 0 to 1", |x| (0.0..=1.0).contains(&x))
+}
+
+#[cfg(test)]
+mod tests;

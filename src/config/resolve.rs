@@ -1,0 +1,236 @@
+//! The tree becomes a [`RunConfig`], section by section: defaults, ranges, and what the keys demand of each other.
+
+use std::path::{Path, PathBuf};
+
+use super::problem::Place;
+use super::reader::{Numbers, Reader};
+use super::types::*;
+
+/// Where the run's folder comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum OutputFrom<'a> {
+    /// `--output`, as an absolute path.
+    CommandLine(&'a Path),
+    /// `output.dir`, which must be there.
+    Config,
+    /// `output.dir` if it is there, else an empty path: for commands that write no run.
+    Either,
+}
+
+/// `None` where a problem was noted.
+pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfig> {
+    let seed = r.integer("seed", 0).unwrap_or(42);
+    let teacher = teacher(r);
+    let student = student(r, teacher.as_ref());
+    let data = data(r);
+    let loss = loss(r);
+    let train = train(r);
+    let eval = EvalConfig {
+        every_steps: r.integer("eval.every_steps", 1).unwrap_or(100),
+        max_rows: r.size("eval.max_rows", 1).unwrap_or(256),
+        exact_match: r.flag("eval.exact_match", false),
+    };
+    let checkpoint = CheckpointConfig {
+        every_steps: r.integer("checkpoint.every_steps", 1).unwrap_or(100),
+        keep_last: r.size("checkpoint.keep_last", 1).unwrap_or(2),
+        keep_best: r.flag("checkpoint.keep_best", true),
+    };
+    let output = output_config(r, output);
+    if !r.problems.is_empty() {
+        return None;
+    }
+    Some(RunConfig { seed, teacher, student: student?, data: data?, loss, train, eval, checkpoint, output: output? })
+}
+
+fn teacher(r: &mut Reader<'_>) -> Option<TeacherConfig> {
+    r.section("teacher")?;
+    let dtype = r.choice("teacher.dtype", Dtype::F32, &[Dtype::F32], &["bf16"]);
+    if r.has("teacher.kind") {
+        r.word("teacher.kind", &["local"], &["gguf", "cache", "api"])?;
+    }
+    if !r.has("teacher.path") {
+        r.missing("teacher.path", "give a model folder or a Hugging Face id");
+    }
+    Some(TeacherConfig::Local { path: r.model("teacher.path")?, dtype })
+}
+
+fn student(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option<StudentConfig> {
+    const KINDS: [&str; 3] = ["local", "fresh", "pruned"];
+    if !r.has("student.kind") {
+        r.missing("student.kind", "give one of local (path) | fresh (config) | pruned (layers)");
+    }
+    let kind = r.word("student.kind", &KINDS, &["lora"])?;
+    let used: &[&str] = match kind {
+        "local" => &["path"],
+        "fresh" => &["config", "tokenizer"],
+        _ => &["layers", "from"],
+    };
+    // A key that does nothing would look as if it did something.
+    for (key, full) in [
+        ("path", "student.path"),
+        ("config", "student.config"),
+        ("tokenizer", "student.tokenizer"),
+        ("layers", "student.layers"),
+        ("from", "student.from"),
+    ] {
+        if r.has(full) && !used.contains(&key) {
+            r.refuse(full, format!("is not used by student.kind = {kind:?}, which takes {}", used.join(", ")));
+        }
+    }
+    match kind {
+        "local" => {
+            if !r.has("student.path") {
+                r.missing("student.path", "give a model folder or a Hugging Face id");
+            }
+            Some(StudentConfig::Local { path: r.model("student.path")? })
+        }
+        "fresh" => {
+            if !r.has("student.config") {
+                r.missing("student.config", "give a Hugging Face config.json");
+            }
+            let config = r.model("student.config");
+            let tokenizer = model_or_teacher(r, "student.tokenizer", teacher, "the folder of a tokenizer");
+            Some(StudentConfig::Fresh { config: config?, tokenizer: tokenizer? })
+        }
+        _ => {
+            if !r.has("student.layers") {
+                r.missing("student.layers", "list the layers to keep, for example [0, 2, 4]");
+            }
+            let layers = r.ascending("student.layers");
+            let from = model_or_teacher(r, "student.from", teacher, "the folder of the model to cut");
+            Some(StudentConfig::Pruned { from: from?, layers: layers? })
+        }
+    }
+}
+
+/// The model at `key`, by default the local teacher's.
+fn model_or_teacher(r: &mut Reader<'_>, key: &str, teacher: Option<&TeacherConfig>, what: &str) -> Option<PathBuf> {
+    if r.has(key) {
+        return r.model(key);
+    }
+    // A teacher with a problem of its own would be the default: that problem is reported already.
+    if teacher.is_none() && r.section("teacher").is_none() {
+        r.missing(key, &format!("without a local [teacher], give {what}"));
+    }
+    teacher.map(|TeacherConfig::Local { path, .. }| path.clone())
+}
+
+fn data(r: &mut Reader<'_>) -> Option<DataConfig> {
+    if !r.has("data.train") {
+        r.missing("data.train", "give at least one JSONL file");
+    }
+    let train = r.paths("data.train");
+    let chat_template = match r.text("data.chat_template") {
+        None | Some("auto") => Some(ChatTemplate::Auto),
+        Some("none") => Some(ChatTemplate::None),
+        Some(_) => r.path("data.chat_template").map(ChatTemplate::File),
+    };
+    let rest = DataConfig {
+        train: vec![],
+        eval: r.path("data.eval"),
+        max_length: r.size("data.max_length", 2).unwrap_or(512),
+        loss_on: r.choice("data.loss_on", LossOn::Completion, LossOn::ALL, &[]),
+        chat_template: chat_template?,
+        packing: r.flag("data.packing", false),
+        shuffle: r.flag("data.shuffle", true),
+        on_bad_record: r.choice("data.on_bad_record", OnBadRecord::Fail, OnBadRecord::ALL, &[]),
+    };
+    Some(DataConfig { train: train?, ..rest })
+}
+
+fn loss(r: &mut Reader<'_>) -> LossConfig {
+    const LATER: [&str; 5] = ["reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"];
+    let before = r.has("loss.kind");
+    let kind = r.choice("loss.kind", LossKind::ForwardKl, LossKind::ALL, &LATER);
+    let loss = LossConfig {
+        kind,
+        temperature: r.float("loss.temperature", 1.0, Numbers::Positive),
+        hard_label_weight: r.float("loss.hard_label_weight", 0.0, Numbers::Fraction),
+        scale_by_temperature_squared: r.flag("loss.scale_by_temperature_squared", true),
+    };
+    match kind {
+        LossKind::ForwardKl if r.section("teacher").is_none() => {
+            let wants =
+                "needs a [teacher]: add one, or set loss.kind = \"cross_entropy\" to train on hard labels alone";
+            if !before {
+                r.problems.add(Place::Nowhere, format!("loss.kind = \"forward_kl\" (the default) {wants}"));
+            } else if r.text("loss.kind") == Some(kind.word()) {
+                r.refuse("loss.kind", wants);
+            }
+        }
+        LossKind::ForwardKl => {}
+        LossKind::CrossEntropy => {
+            for (key, changed) in [
+                ("loss.temperature", loss.temperature != 1.0),
+                ("loss.hard_label_weight", loss.hard_label_weight != 0.0),
+                ("loss.scale_by_temperature_squared", !loss.scale_by_temperature_squared),
+            ] {
+                if changed {
+                    r.refuse(key, "has no effect with loss.kind = \"cross_entropy\": leave it out");
+                }
+            }
+        }
+    }
+    loss
+}
+
+fn train(r: &mut Reader<'_>) -> TrainConfig {
+    let (steps, epochs) = (r.integer("train.steps", 1), r.integer("train.epochs", 1));
+    if r.has("train.steps") && r.has("train.epochs") {
+        r.refuse("train.epochs", "excludes train.steps: give one of them");
+    }
+    let max_time = r.text("train.max_time").and_then(|text| {
+        let time = MaxTime::parse(text);
+        if time.is_none() {
+            r.outside("train.max_time", "a whole number > 0 and a unit, \"90s\" | \"30m\" | \"2h\"");
+        }
+        time
+    });
+    let schedule = r.choice("train.schedule", Schedule::Constant, Schedule::ALL, &[]);
+    let alone = r.has("train.max_time") && !r.has("train.steps") && !r.has("train.epochs");
+    if alone && schedule != Schedule::Constant {
+        r.refuse(
+            "train.schedule",
+            "spans train.steps or train.epochs: give one of them beside max_time, or use \"constant\"",
+        );
+    }
+    let given = r.size("train.batch_size", 1);
+    let batch_size = given.unwrap_or(16);
+    let micro_batch_size = r.size("train.micro_batch_size", 1).unwrap_or(batch_size);
+    // Against a batch size that was refused the comparison would say nothing.
+    let refused = r.has("train.batch_size") && given.is_none();
+    if micro_batch_size > batch_size && !refused {
+        r.outside("train.micro_batch_size", format!("at most train.batch_size = {batch_size}"));
+    }
+    TrainConfig {
+        steps,
+        epochs,
+        max_time,
+        batch_size,
+        micro_batch_size,
+        learning_rate: r.float("train.learning_rate", 1e-4, Numbers::Positive),
+        schedule,
+        warmup_steps: r.integer("train.warmup_steps", 0).unwrap_or(0),
+        beta1: r.float("train.beta1", 0.9, Numbers::Decay),
+        beta2: r.float("train.beta2", 0.999, Numbers::Decay),
+        epsilon: r.float("train.epsilon", 1e-8, Numbers::Positive),
+        weight_decay: r.float("train.weight_decay", 0.0, Numbers::NonNegative),
+        max_grad_norm: r.float("train.max_grad_norm", 1.0, Numbers::Positive),
+    }
+}
+
+fn output_config(r: &mut Reader<'_>, from: OutputFrom<'_>) -> Option<OutputConfig> {
+    let written = r.path("output.dir");
+    let dtype = r.choice("output.dtype", Dtype::F32, Dtype::ALL, &[]);
+    let dir = match from {
+        OutputFrom::CommandLine(dir) => Some(dir.to_path_buf()),
+        OutputFrom::Config => {
+            if !r.has("output.dir") {
+                r.missing("output.dir", "give --output DIR, or set output.dir in the config");
+            }
+            written
+        }
+        OutputFrom::Either => Some(written.unwrap_or_default()),
+    };
+    Some(OutputConfig { dir: dir?, dtype })
+}

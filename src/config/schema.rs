@@ -1,0 +1,134 @@
+//! Which keys exist, which are announced but not built yet, and what a misspelled one was probably meant to be.
+
+use super::problem::Problems;
+use super::raw::{Node, Table, Value, shown_key};
+
+pub struct Section {
+    pub name: &'static str,
+    pub keys: &'static [&'static str],
+    /// Documented for a later version: refused by name, so that nobody believes they took effect.
+    pub later: &'static [&'static str],
+}
+
+/// Keys outside any section.
+pub const TOP: &[&str] = &["seed"];
+const LATER_SECTIONS: &[&str] = &["cache", "rollout"];
+
+pub const SECTIONS: &[Section] = &[
+    Section { name: "teacher", keys: &["kind", "path", "dtype"], later: &["device"] },
+    Section {
+        name: "student",
+        keys: &["kind", "path", "config", "tokenizer", "layers", "from"],
+        later: &["rank", "alpha", "targets", "device"],
+    },
+    Section {
+        name: "data",
+        keys: &["train", "eval", "max_length", "loss_on", "chat_template", "packing", "shuffle", "on_bad_record"],
+        later: &[],
+    },
+    Section {
+        name: "loss",
+        keys: &["kind", "temperature", "hard_label_weight", "scale_by_temperature_squared"],
+        later: &["tail", "beta", "lambda", "normalize"],
+    },
+    Section {
+        name: "train",
+        keys: &[
+            "steps",
+            "epochs",
+            "max_time",
+            "batch_size",
+            "micro_batch_size",
+            "learning_rate",
+            "schedule",
+            "warmup_steps",
+            "beta1",
+            "beta2",
+            "epsilon",
+            "weight_decay",
+            "max_grad_norm",
+        ],
+        later: &["dtype", "checkpoint_activations", "tf32"],
+    },
+    Section { name: "eval", keys: &["every_steps", "max_rows", "exact_match"], later: &[] },
+    Section { name: "checkpoint", keys: &["every_steps", "keep_last", "keep_best"], later: &[] },
+    Section { name: "output", keys: &["dir", "dtype"], later: &[] },
+];
+
+/// Whether `key` (dotted) is one that this version reads.
+pub fn knows(key: &str) -> bool {
+    match key.split_once('.') {
+        None => TOP.contains(&key),
+        Some((section, key)) => SECTIONS.iter().any(|s| s.name == section && s.keys.contains(&key)),
+    }
+}
+
+/// Reports every key of the tree that this version does not read.
+pub fn check(tree: &Table, problems: &mut Problems) {
+    for (name, node) in tree {
+        if let Some(section) = SECTIONS.iter().find(|s| s.name == name) {
+            match &node.value {
+                Value::Table(keys) => keys.iter().for_each(|(key, node)| check_key(section, key, node, problems)),
+                other => problems.add(
+                    node.place,
+                    format!("{name} = {} is {}, wanted a section [{name}]", other.shown(), other.type_name()),
+                ),
+            }
+        } else if LATER_SECTIONS.contains(&name.as_str()) {
+            let sections = SECTIONS.iter().map(|s| format!("[{}]", s.name)).collect::<Vec<_>>().join(", ");
+            problems.add(node.place, format!("[{name}] is not available in this version; available: {sections}"));
+        } else if !TOP.contains(&name.as_str()) {
+            problems.add(node.place, unknown_top(name));
+        }
+    }
+}
+
+fn check_key(section: &Section, key: &str, node: &Node, problems: &mut Problems) {
+    let name = section.name;
+    if section.later.contains(&key) {
+        let keys = section.keys.join(", ");
+        problems
+            .add(node.place, format!("{name}.{key} is not available in this version; available in [{name}]: {keys}"));
+    } else if !section.keys.contains(&key) {
+        let hint = match closest(key, section.keys.iter().chain(section.later)).or_else(|| home_of(key)) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!("known in [{name}]: {}", section.keys.join(", ")),
+        };
+        problems.add(node.place, format!("unknown key {name}.{}: {hint}", shown_key(key)));
+    }
+}
+
+fn unknown_top(name: &str) -> String {
+    let sections = SECTIONS.iter().map(|s| &s.name);
+    let hint = match home_of(name).or_else(|| closest(name, sections.clone().chain(TOP))) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("known: seed and the sections {}", sections.copied().collect::<Vec<_>>().join(", ")),
+    };
+    format!("unknown key {}: {hint}", shown_key(name))
+}
+
+/// The full name of a key that stands in the wrong section, where that is unambiguous.
+fn home_of(key: &str) -> Option<String> {
+    if TOP.contains(&key) {
+        return Some(format!("{key}` before the first section, or `--set {key}=…"));
+    }
+    let mut homes = SECTIONS.iter().filter(|s| s.keys.contains(&key));
+    match (homes.next(), homes.next()) {
+        (Some(section), None) => Some(format!("{}.{key}", section.name)),
+        _ => None,
+    }
+}
+
+/// The known word that `word` was probably meant to be.
+pub fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a &'a str>) -> Option<String> {
+    // Longer than any key: no typo, and the distance would cost its square.
+    if word.len() > 64 {
+        return None;
+    }
+    let folded = word.to_lowercase().replace('-', "_");
+    let near = |k: &str| (strsim::damerau_levenshtein(&folded, k), strsim::jaro_winkler(&folded, k));
+    let best =
+        known.into_iter().map(|k| (near(k), *k)).min_by(|a, b| (a.0.0).cmp(&b.0.0).then(b.0.1.total_cmp(&a.0.1)))?;
+    let ((edits, likeness), name) = best;
+    (edits <= 1 + name.len() / 5 || likeness >= 0.9).then(|| name.to_owned())
+}

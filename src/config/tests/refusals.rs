@@ -1,0 +1,243 @@
+//! What is refused, and what the message says about it.
+
+use super::*;
+
+/// `LEAST` with lines added to a section that it may have.
+fn with(section: &str, lines: &str) -> String {
+    let head = format!("[{section}]");
+    match LEAST.contains(&head) {
+        true => LEAST.replace(&head, &format!("{head}\n{lines}")),
+        false => format!("{LEAST}{head}\n{lines}\n"),
+    }
+}
+
+#[test]
+fn every_range_is_checked_with_key_value_and_what_is_allowed() {
+    for (section, line, allowed) in [
+        ("loss", "temperature = 0", "a finite number > 0"),
+        ("loss", "temperature = inf", "a finite number > 0"),
+        ("loss", "temperature = nan", "a finite number > 0"),
+        ("loss", "hard_label_weight = 1.5", "a number from 0 to 1"),
+        ("loss", "hard_label_weight = -0.1", "a number from 0 to 1"),
+        ("train", "learning_rate = 0.0", "a finite number > 0"),
+        ("train", "beta1 = 1.0", "a number ≥ 0 and < 1"),
+        ("train", "beta2 = -0.5", "a number ≥ 0 and < 1"),
+        ("train", "epsilon = 0.0", "a finite number > 0"),
+        ("train", "weight_decay = -1", "a finite number ≥ 0"),
+        ("train", "max_grad_norm = 0", "a finite number > 0"),
+        ("train", "batch_size = 0", "an integer ≥ 1"),
+        ("train", "micro_batch_size = 0", "an integer ≥ 1"),
+        ("train", "micro_batch_size = 17", "at most train.batch_size = 16"),
+        ("train", "steps = 0", "an integer ≥ 1"),
+        ("train", "epochs = 0", "an integer ≥ 1"),
+        ("train", "warmup_steps = -1", "an integer ≥ 0"),
+        ("train", "max_time = \"30\"", "a whole number > 0 and a unit"),
+        ("train", "schedule = \"step\"", "constant | linear | cosine"),
+        ("data", "max_length = 1", "an integer ≥ 2"),
+        ("data", "loss_on = \"prompt\"", "completion | all"),
+        ("data", "on_bad_record = \"warn\"", "fail | skip"),
+        ("eval", "every_steps = 0", "an integer ≥ 1"),
+        ("eval", "max_rows = 0", "an integer ≥ 1"),
+        ("checkpoint", "every_steps = 0", "an integer ≥ 1"),
+        ("checkpoint", "keep_last = 0", "an integer ≥ 1"),
+        ("output", "dtype = \"f16\"", "f32 | bf16"),
+    ] {
+        let text = problem(&with(section, line), &[]);
+        let key = format!("{section}.{}", line.split(' ').next().unwrap());
+        assert!(text.contains(&format!("{key} = ")) && text.contains(&format!("allowed: {allowed}")), "{text}");
+        assert!(text.contains("c.toml:"), "{text}");
+    }
+    assert!(problem(LEAST, &["seed=-1"]).contains("seed = -1: allowed: an integer ≥ 0"));
+}
+
+#[test]
+fn an_unknown_key_is_refused_at_every_level_with_a_suggestion() {
+    for (section, line, says) in [
+        ("studnet", "", "unknown key studnet: did you mean `student`?"),
+        ("teacher", "pth = 1", "unknown key teacher.pth: did you mean `path`?"),
+        ("student", "layer = 1", "unknown key student.layer: did you mean `layers`?"),
+        ("data", "max-length = 1", "unknown key data.max-length: did you mean `max_length`?"),
+        ("loss", "temprature = 1", "unknown key loss.temprature: did you mean `temperature`?"),
+        ("train", "learning_rat = 1", "unknown key train.learning_rat: did you mean `learning_rate`?"),
+        ("train", "temperature = 1", "unknown key train.temperature: did you mean `loss.temperature`?"),
+        ("eval", "max_row = 1", "unknown key eval.max_row: did you mean `max_rows`?"),
+        ("checkpoint", "keep = 1", "unknown key checkpoint.keep: "),
+        ("output", "directory = 1", "unknown key output.directory: "),
+        ("output", "seed = 1", "did you mean `seed` before the first section"),
+        ("train", "xyzzy = 1", "known in [train]: steps, epochs"),
+    ] {
+        let text = problem(&with(section, line), &[]);
+        assert!(text.contains(says), "{text}");
+    }
+    assert!(problem(&format!("steps = 3\n{LEAST}"), &[]).contains("did you mean `train.steps`?"));
+    assert!(problem(&format!("sed = 3\n{LEAST}"), &[]).contains("did you mean `seed`?"));
+}
+
+#[test]
+fn what_is_not_built_yet_is_refused_and_what_is_there_is_named() {
+    for set in [
+        "teacher.kind=gguf",
+        "teacher.kind=cache",
+        "teacher.kind=api",
+        "teacher.dtype=bf16",
+        "teacher.device=cpu",
+        "student.kind=lora",
+        "student.rank=8",
+        "student.alpha=8",
+        "student.targets=[]",
+        "student.device=cpu",
+        "loss.kind=reverse_kl",
+        "loss.kind=jsd",
+        "loss.kind=skew_kl",
+        "loss.kind=skew_reverse_kl",
+        "loss.kind=tvd",
+        "loss.tail=bucket",
+        "loss.beta=0.5",
+        "loss.lambda=0.1",
+        "loss.normalize=true",
+        "train.dtype=bf16",
+        "train.checkpoint_activations=true",
+        "train.tf32=true",
+        "cache.k=64",
+        "rollout.fraction=1",
+    ] {
+        let text = problem(LEAST, &[set]);
+        assert!(text.contains("is not available in this version; available"), "{text}");
+    }
+}
+
+#[test]
+fn a_wrong_type_names_what_was_found_and_what_is_wanted() {
+    for (set, says) in [
+        ("seed=1.5", "seed = 1.5 is a float, wanted an integer"),
+        ("seed=99999999999999999999", "is an integer beyond 64 bits, wanted an integer"),
+        ("train.batch_size=\"16\"", "train.batch_size = \"16\" is a string, wanted an integer"),
+        ("train.beta1=true", "train.beta1 = true is a boolean, wanted a number"),
+        ("data.packing=1", "data.packing = 1 is an integer, wanted a boolean"),
+        ("data.train=[\"a\", 1]", "data.train[1] = 1 is an integer, wanted a string"),
+        ("data.train=1", "data.train = 1 is an integer, wanted a string"),
+        ("data.train=[]", "allowed: at least one file"),
+        ("data.train=[\"\"]", "data.train[0] is empty"),
+        ("output.dir=[1, 2, 3]", "output.dir = [1, 2, 3] is a list, wanted a string"),
+        ("output.dir=\"\"", "output.dir = \"\" is empty"),
+        ("output.dir=2020-01-01", "output.dir = 2020-01-01 is a date, wanted a string"),
+        ("loss.kind={}", "loss.kind = {…} is a table, wanted a string"),
+    ] {
+        let text = problem(LEAST, &[set]);
+        assert!(text.contains(says), "{text}");
+    }
+    assert!(problem(&format!("loss = 3\n{LEAST}"), &[]).contains("wanted a section [loss]"));
+}
+
+#[test]
+fn every_problem_is_reported_at_once_in_the_order_of_the_file() {
+    let text = "[train]\nbatch_size = 0\nlearning_rat = 1\nbeta1 = \"x\"\n[studnet]\n[loss]\ntemperature = 0\n";
+    let all = problems(text, &["eval.max_rows=0"]);
+    let starts = [
+        "c.toml:2: train.batch_size",
+        "c.toml:3: unknown key train.learning_rat",
+        "c.toml:4: train.beta1",
+        "c.toml:5: unknown key studnet",
+        "c.toml:7: loss.temperature",
+        "command line: eval.max_rows",
+    ];
+    for (line, start) in all.iter().zip(starts) {
+        assert!(line.contains(start), "{line}");
+    }
+    let missing = ["student.kind is missing", "data.train is missing", "needs a [teacher]", "output.dir is missing"];
+    for (line, says) in all[starts.len()..].iter().zip(missing) {
+        assert!(line.contains(says), "{line}");
+    }
+    assert_eq!(all.len(), starts.len() + missing.len(), "{all:#?}");
+}
+
+#[test]
+fn a_student_takes_the_keys_of_its_kind_only() {
+    for (student, says) in [
+        ("kind = \"local\"", "student.path is missing"),
+        ("kind = \"fresh\"", "student.config is missing"),
+        ("kind = \"pruned\"", "student.layers is missing"),
+        ("kind = \"pruned\"\nlayers = []", "allowed: at least one layer"),
+        ("kind = \"pruned\"\nlayers = [0, 0]", "student.layers[1] = 0: allowed: ascending order, each once"),
+        ("kind = \"pruned\"\nlayers = [-1]", "student.layers[0] = -1: allowed: an integer ≥ 0"),
+        ("kind = \"pruned\"\nlayers = [\"a\"]", "student.layers[0] = \"a\" is a string, wanted an integer"),
+        ("kind = \"pruned\"\nlayers = 3", "wanted a list of integers"),
+        (
+            "kind = \"fresh\"\nconfig = \"c\"\npath = \"p\"",
+            "student.path = \"p\" is not used by student.kind = \"fresh\"",
+        ),
+        ("kind = \"local\"\npath = \"p\"\nlayers = [1]", "student.layers = [1] is not used"),
+        ("kind = \"prunde\"", "did you mean \"pruned\"?"),
+    ] {
+        let text = LEAST.replace("kind = \"local\"\npath = \"student\"", student);
+        let text = problem(&text, &[]);
+        assert!(text.contains(says), "{text}");
+    }
+}
+
+#[test]
+fn without_a_teacher_the_student_must_name_what_it_would_take_from_it() {
+    let text = LEAST.replace("[teacher]\npath = \"teacher\"", "[loss]\nkind = \"cross_entropy\"");
+    assert_eq!(load_text(&text, &[]).unwrap().teacher, None);
+    let student = |s: &str| text.replace("kind = \"local\"\npath = \"student\"", s);
+    for (lines, key) in [
+        ("kind = \"pruned\"\nlayers = [0]", "student.from is missing"),
+        ("kind = \"fresh\"\nconfig = \"c\"", "student.tokenizer is missing"),
+    ] {
+        assert!(problem(&student(lines), &[]).contains(key));
+    }
+    let text = problem(&text, &["loss.kind=forward_kl"]);
+    assert!(text.contains("needs a [teacher]") && text.contains("cross_entropy"), "{text}");
+}
+
+#[test]
+fn hard_labels_take_no_temperature_and_no_weight_but_may_have_a_teacher_to_evaluate_against() {
+    assert!(load_text(LEAST, &["loss.kind=cross_entropy"]).unwrap().teacher.is_some());
+    for set in ["loss.temperature=2", "loss.hard_label_weight=0.5", "loss.scale_by_temperature_squared=false"] {
+        let text = problem(LEAST, &["loss.kind=cross_entropy", set]);
+        assert!(text.contains("has no effect with loss.kind = \"cross_entropy\""), "{text}");
+    }
+}
+
+#[test]
+fn the_length_of_a_run_is_given_once() {
+    assert!(problem(LEAST, &["train.steps=3", "train.epochs=1"]).contains("excludes train.steps"));
+    let text = problem(LEAST, &["train.max_time=1h", "train.schedule=cosine"]);
+    assert!(text.contains("train.schedule = \"cosine\" spans train.steps or train.epochs"), "{text}");
+    assert!(load_text(LEAST, &["train.max_time=1h", "train.schedule=cosine", "train.steps=9"]).is_ok());
+    assert_eq!(load_text(LEAST, &["train.steps=9"]).unwrap().train.length(), Length::Steps(9));
+}
+
+#[test]
+fn a_file_that_is_no_config_is_an_input_error() {
+    let all = problems("seed = \n[train\n", &[]);
+    assert!(all.len() == 2 && all.iter().all(|line| line.contains("not valid TOML")), "{all:?}");
+    assert!(problem("seed = 1\nseed = 2\n", &[]).contains("c.toml:2: not valid TOML: duplicate key"));
+    let place = Place::with("");
+    for bytes in [&b"seed = 1\n\xff"[..], &vec![b'#'; (1 << 20) + 1]] {
+        std::fs::write(place.path("conf/c.toml"), bytes).unwrap();
+        assert_eq!(place.load(&[]).unwrap_err().class(), crate::error::Class::Input);
+    }
+    let error = load(&place.path("absent.toml"), &[], None).unwrap_err();
+    assert!(error.class() == crate::error::Class::Input && error.to_string().contains("absent.toml"));
+}
+
+#[test]
+fn no_control_character_of_the_file_reaches_the_message() {
+    let text = "\"a\\u001b[31m\" = 1\n[train]\nschedule = \"\\u001b[31m\"\n\"\\u0007\" = 1\n";
+    assert!(!problems(text, &[]).iter().any(|line| line.contains(char::is_control)));
+}
+
+#[test]
+fn deep_nesting_and_long_words_end_in_an_error() {
+    for text in [
+        "[".repeat(100_000),
+        format!("a = {}", "[".repeat(100_000)),
+        "a.".repeat(100_000) + "a = 1",
+        format!("{} = 1", "k".repeat(900_000)),
+        format!("[loss]\nkind = \"{}\"", "k".repeat(900_000)),
+    ] {
+        let all = problems(&text, &[]);
+        assert!(all.iter().all(|line| line.len() < 1000));
+    }
+}

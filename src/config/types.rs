@@ -1,0 +1,232 @@
+//! What a run is asked to do, with every default filled in and every path absolute. Plain values: nothing here is
+//! opened or checked against anything else.
+
+use std::path::PathBuf;
+
+use serde::{Serialize, Serializer};
+
+/// Declares a kind that is written as one word in the config and on the command line.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+
+        impl Word for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+            fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.word())
+            }
+        }
+    };
+}
+
+/// A choice that is written as one word.
+pub trait Word: Copy + PartialEq + 'static {
+    const ALL: &'static [Self];
+    fn word(self) -> &'static str;
+}
+
+words! {
+    /// How numbers are held.
+    Dtype { F32 = "f32", Bf16 = "bf16" }
+}
+words! {
+    /// Which tokens of a row with a prompt count.
+    LossOn { Completion = "completion", All = "all" }
+}
+words! {
+    /// What a record that cannot be read does to the run.
+    OnBadRecord { Fail = "fail", Skip = "skip" }
+}
+words! {
+    /// What is minimised; LOSSES.md has the formulas.
+    LossKind { ForwardKl = "forward_kl", CrossEntropy = "cross_entropy" }
+}
+words! {
+    /// How the learning rate moves after the warm-up.
+    Schedule { Constant = "constant", Linear = "linear", Cosine = "cosine" }
+}
+
+/// A whole run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunConfig {
+    pub seed: u64,
+    /// `None`: hard labels alone. With `cross_entropy` a teacher serves the evaluations only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<TeacherConfig>,
+    pub student: StudentConfig,
+    pub data: DataConfig,
+    pub loss: LossConfig,
+    pub train: TrainConfig,
+    pub eval: EvalConfig,
+    pub checkpoint: CheckpointConfig,
+    pub output: OutputConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum TeacherConfig {
+    /// A Hugging Face folder; `dtype` is how its frozen weights are held and multiplied.
+    Local { path: PathBuf, dtype: Dtype },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum StudentConfig {
+    /// A Hugging Face folder.
+    Local { path: PathBuf },
+    /// Random weights in the shape of a Hugging Face config.json, with the tokenizer of another folder.
+    Fresh { config: PathBuf, tokenizer: PathBuf },
+    /// `layers` of `from`, in ascending order.
+    Pruned { from: PathBuf, layers: Vec<usize> },
+}
+
+/// How a conversation becomes text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChatTemplate {
+    /// The tokenizer's own.
+    Auto,
+    /// Prompt and response as they are.
+    None,
+    /// A Jinja file.
+    File(PathBuf),
+}
+
+impl Serialize for ChatTemplate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::None => serializer.serialize_str("none"),
+            Self::File(path) => path.serialize(serializer),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DataConfig {
+    pub train: Vec<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval: Option<PathBuf>,
+    /// Tokens kept of each row, at least 2.
+    pub max_length: usize,
+    pub loss_on: LossOn,
+    pub chat_template: ChatTemplate,
+    pub packing: bool,
+    pub shuffle: bool,
+    pub on_bad_record: OnBadRecord,
+}
+
+/// total = (1 − w) · T² · divergence + w · cross-entropy, w = `hard_label_weight`; `cross_entropy` uses neither.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LossConfig {
+    pub kind: LossKind,
+    pub temperature: f64,
+    pub hard_label_weight: f64,
+    /// `false` drops the T².
+    pub scale_by_temperature_squared: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrainConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_time: Option<MaxTime>,
+    /// Rows (packs, when packing) per optimizer step.
+    pub batch_size: usize,
+    pub micro_batch_size: usize,
+    pub learning_rate: f64,
+    pub schedule: Schedule,
+    pub warmup_steps: u64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub weight_decay: f64,
+    pub max_grad_norm: f64,
+}
+
+/// How long a run is asked to be, before `max_time` stops it earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    Steps(u64),
+    Epochs(u64),
+}
+
+impl TrainConfig {
+    /// Without steps and epochs: one epoch.
+    pub fn length(&self) -> Length {
+        match (self.steps, self.epochs) {
+            (Some(steps), _) => Length::Steps(steps),
+            (None, epochs) => Length::Epochs(epochs.unwrap_or(1)),
+        }
+    }
+}
+
+/// About thirty years, in seconds: far enough, and safe to add to any clock.
+const LONGEST: u64 = 1_000_000_000;
+
+/// A wall-clock limit, kept as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MaxTime {
+    text: String,
+    duration: std::time::Duration,
+}
+
+impl MaxTime {
+    /// `"90s"`, `"30m"` or `"2h"`; `None` for anything else, and for zero.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (number, seconds) = [('s', 1), ('m', 60), ('h', 3600)]
+            .into_iter()
+            .find_map(|(unit, seconds)| text.strip_suffix(unit).map(|number| (number, seconds)))?;
+        if !number.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        let total = number.parse::<u64>().ok()?.checked_mul(seconds).filter(|total| (1..=LONGEST).contains(total))?;
+        Some(Self { text: text.to_owned(), duration: std::time::Duration::from_secs(total) })
+    }
+
+    pub fn duration(&self) -> std::time::Duration {
+        self.duration
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl Serialize for MaxTime {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+/// Evaluation during training: also at step 0 and at the last.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EvalConfig {
+    pub every_steps: u64,
+    pub max_rows: usize,
+    pub exact_match: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CheckpointConfig {
+    pub every_steps: u64,
+    pub keep_last: usize,
+    pub keep_best: bool,
+}
+
+/// `dtype` is that of the saved student/; training keeps f32.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OutputConfig {
+    pub dir: PathBuf,
+    pub dtype: Dtype,
+}

@@ -1,1 +1,33 @@
-fn main() {}
+//! Parses the command line, runs the command, and turns its end into an exit code. The only place that prints an error.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use distill::cli::Cli;
+use distill::commands::{self, Outcome};
+use distill::error::Class;
+
+fn main() -> ExitCode {
+    calm_candle_threads();
+    match commands::run(Cli::parse().command) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::GateFailed) => ExitCode::from(3),
+        Ok(Outcome::Stopped) => ExitCode::from(75),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(match error.class() {
+                Class::Input => 2,
+                Class::Run => 1,
+            })
+        }
+    }
+}
+
+/// Candle's own pool spins between operations and takes the cores from the matrix products.
+fn calm_candle_threads() {
+    const LIMIT: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
+    if std::env::var_os(LIMIT).is_none() {
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var(LIMIT, "0") };
+    }
+}

@@ -41,7 +41,9 @@ pub struct EvalReport {
     pub perplexity_ratio_ci95: Option<Interval>,
     pub rms_delta_p: Option<f64>,
     /// Share of rows whose every target the student ranks first: what greedy decoding answers exactly.
-    pub student_exact_match: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub student_exact_match: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher_exact_match: Option<f64>,
     /// Mean student probability of ids beyond the teacher's vocabulary; only when there are such ids.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,6 +53,11 @@ pub struct EvalReport {
 }
 
 impl EvalReport {
+    /// Leaves the exact matches out, for runs whose answers are free text.
+    pub fn without_exact_match(self) -> Self {
+        Self { student_exact_match: None, teacher_exact_match: None, ..self }
+    }
+
     /// `row_ends[r]` is the number of targets of rows 0 to r.
     pub(super) fn new(targets: &[TargetStats], row_ends: &[usize]) -> Result<Self> {
         if targets.is_empty() {
@@ -97,7 +104,7 @@ impl EvalReport {
             perplexity_ratio: teacher_perplexity.map(|t| student_perplexity / t),
             perplexity_ratio_ci95: comparisons.as_ref().map(|_| bootstrap::interval(&row_sums, ratio)),
             rms_delta_p: compared(&|c| c.delta_p * c.delta_p).map(f64::sqrt),
-            student_exact_match: exact(&|t| t.correct),
+            student_exact_match: Some(exact(&|t| t.correct)),
             teacher_exact_match: comparisons
                 .as_ref()
                 .map(|_| exact(&|t| t.comparison.is_some_and(|c| c.teacher_correct))),
@@ -162,7 +169,7 @@ mod tests {
         assert!((report.kl_p90.unwrap() - 4.6).abs() < 1e-12);
         assert!((report.student_perplexity - 2f64.exp()).abs() < 1e-12);
         assert!((report.perplexity_ratio.unwrap() - 1f64.exp()).abs() < 1e-12);
-        assert_eq!((report.student_exact_match, report.teacher_exact_match), (0.5, Some(1.0)));
+        assert_eq!((report.student_exact_match, report.teacher_exact_match), (Some(0.5), Some(1.0)));
     }
 
     #[test]

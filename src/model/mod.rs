@@ -3,6 +3,7 @@
 mod block;
 mod config;
 mod decoder;
+mod generate;
 mod kv_cache;
 mod parameter;
 mod rope;
@@ -13,6 +14,7 @@ use std::path::Path;
 
 pub use config::{Family, ModelConfig};
 pub use decoder::{Decoder, Trace};
+pub use generate::{Finish, GenerateOptions, generate};
 pub use kv_cache::KvCache;
 pub use parameter::{Parameter, Parameters};
 pub use rope::RopeScaling;

@@ -1,10 +1,14 @@
-//! Training: the step, its optimizer and schedule, and the loop around them.
+//! Training: the step, its optimizer and schedule, the loop around them, and the state that resumes it.
 
 mod clip;
 mod optim;
+mod run;
 mod schedule;
+mod state;
 mod step;
 
 pub use optim::{AdamW, AdamWConfig, Moments};
+pub use run::{Ending, Evaluated, Pace, Run, check_fingerprints};
 pub use schedule::{Decay, Schedule};
+pub use state::{Best, TrainState};
 pub use step::{StepReport, Stepper};

@@ -1,0 +1,152 @@
+//! Plan → parts: the models, the objective and the batches that several commands need.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::config::plan::{Plan, model_folder};
+use crate::config::{LossKind, Schedule, StudentConfig, TeacherConfig};
+use crate::corpus::{Batch, Row};
+use crate::error::{Error, Result};
+use crate::eval::{EvalReport, evaluate};
+use crate::loss::{ForwardKl, Objective};
+use crate::metrics::Screen;
+use crate::model::{Decoder, ModelConfig};
+use crate::student;
+use crate::teacher::{LocalTeacher, Teacher};
+use crate::train::{AdamW, AdamWConfig, Decay, Stepper};
+
+/// Loads a model folder with a sign of life.
+pub fn load_model(path: &Path, trainable: bool, screen: &Screen) -> Result<Decoder> {
+    let progress = screen.progress(&format!("loading {}", path.display()), None);
+    let model = Decoder::load(model_folder(path)?, trainable)?;
+    progress.finish();
+    Ok(model)
+}
+
+/// The frozen teacher of a plan.
+pub fn teacher(plan: &Plan, screen: &Screen) -> Result<Option<LocalTeacher>> {
+    let Some(TeacherConfig::Local { path, .. }) = &plan.config.teacher else { return Ok(None) };
+    Ok(Some(LocalTeacher::new(Arc::new(load_model(path, false, screen)?))?))
+}
+
+/// The student of a plan as it is before the first step.
+pub fn student(plan: &Plan, teacher: Option<&LocalTeacher>, screen: &Screen) -> Result<Decoder> {
+    match &plan.config.student {
+        StudentConfig::Local { path } => load_model(path, true, screen),
+        StudentConfig::Fresh { config, .. } => {
+            let config = ModelConfig::read(config)?;
+            let weights = student::fresh_weights(&config, plan.config.seed)?;
+            Decoder::new(config, weights, true)
+        }
+        StudentConfig::Pruned { from, layers } => {
+            let TeacherPath(teacher_path) = plan.config.teacher.as_ref().into();
+            let loaded;
+            let whole = match teacher {
+                Some(teacher) if teacher_path == Some(from) => teacher.decoder().as_ref(),
+                _ => {
+                    loaded = load_model(from, false, screen)?;
+                    &loaded
+                }
+            };
+            let (config, weights) = student::pruned(whole, layers)?;
+            Decoder::new(config, weights, true)
+        }
+    }
+}
+
+struct TeacherPath<'a>(Option<&'a std::path::PathBuf>);
+
+impl<'a> From<Option<&'a TeacherConfig>> for TeacherPath<'a> {
+    fn from(teacher: Option<&'a TeacherConfig>) -> Self {
+        Self(teacher.map(|TeacherConfig::Local { path, .. }| path))
+    }
+}
+
+/// What the config's loss minimises.
+pub fn objective(plan: &Plan) -> Objective {
+    let loss = &plan.config.loss;
+    match loss.kind {
+        LossKind::CrossEntropy => Objective::cross_entropy(),
+        LossKind::ForwardKl => Objective::distillation(
+            Box::new(ForwardKl),
+            loss.temperature,
+            loss.hard_label_weight,
+            loss.scale_by_temperature_squared,
+        ),
+    }
+}
+
+/// Teacher, student, objective and optimizer as one step needs them.
+pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a LocalTeacher>, student: &'a Decoder) -> Result<Stepper<'a>> {
+    let train = &plan.config.train;
+    let objective = objective(plan);
+    if let (Some(teacher), true) = (teacher, objective.uses_teacher())
+        && let Some(need) = objective.needs().unmet_by(teacher.capabilities())
+    {
+        let loss = &plan.config.loss.kind;
+        return Err(Error::input(format!("loss.kind = {loss:?} needs {need}, which this teacher does not give")));
+    }
+    let config = AdamWConfig {
+        beta1: train.beta1,
+        beta2: train.beta2,
+        epsilon: train.epsilon,
+        weight_decay: train.weight_decay,
+    };
+    Ok(Stepper {
+        teacher: teacher.map(|t| t as &dyn Teacher),
+        student,
+        objective,
+        optimizer: AdamW::new(config, student.parameters()),
+        max_grad_norm: train.max_grad_norm,
+    })
+}
+
+/// The learning-rate schedule of a plan.
+pub fn schedule(plan: &Plan) -> crate::train::Schedule {
+    let train = &plan.config.train;
+    crate::train::Schedule {
+        learning_rate: train.learning_rate,
+        decay: match train.schedule {
+            Schedule::Constant => Decay::Constant,
+            Schedule::Linear => Decay::Linear,
+            Schedule::Cosine => Decay::Cosine,
+        },
+        warmup_steps: train.warmup_steps,
+        total_steps: plan.total_steps,
+    }
+}
+
+/// Rows in batches of about this many tokens: enough to keep the products busy.
+const EVAL_TOKENS: usize = 2048;
+
+/// Evaluates on `rows` with a progress bar. None when `interrupted` was raised meanwhile.
+pub fn evaluate_rows(
+    teacher: Option<&dyn Teacher>,
+    student: &Decoder,
+    rows: &[Row],
+    interrupted: &AtomicBool,
+    screen: &Screen,
+) -> Result<Option<EvalReport>> {
+    let progress = screen.progress("evaluating", Some(rows.len() as u64));
+    let mut rest = rows;
+    let batches = std::iter::from_fn(|| {
+        let mut tokens = 0;
+        let fits = |row: &&Row| {
+            tokens += row.tokens.len();
+            tokens <= EVAL_TOKENS
+        };
+        let n = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (batch, tail) = rest.split_at(n);
+        rest = tail;
+        progress.advance(n as u64);
+        let stop = interrupted.load(Ordering::Relaxed);
+        (n > 0).then(|| if stop { Err(Error::run("interrupted")) } else { Ok(Batch::new(batch)) })
+    });
+    let report = evaluate(teacher, student, batches);
+    if interrupted.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    progress.finish();
+    report.map(Some)
+}

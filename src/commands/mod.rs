@@ -1,0 +1,33 @@
+//! One file per subcommand: the only layer that sees both sides of every seam, and, with the console, the only that prints.
+
+mod build;
+mod eval;
+mod generate;
+mod inspect;
+mod show_plan;
+mod signals;
+mod train;
+
+use crate::cli::Command;
+use crate::error::Result;
+
+/// How a command that did not fail ended: its exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Exit 0.
+    Done,
+    /// A quality gate failed: exit 3.
+    GateFailed,
+    /// Training stopped early and can be resumed: exit 75 (EX_TEMPFAIL).
+    Stopped,
+}
+
+/// Runs one subcommand.
+pub fn run(command: Command) -> Result<Outcome> {
+    match command {
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+    }
+}

@@ -1,0 +1,327 @@
+//! What a run will do: the parts of a config checked against each other and against what is on the disk, with the
+//! arithmetic. All problems are reported at once. Weights are not loaded here.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::memory::{Memory, estimate};
+use super::types::*;
+use crate::corpus::{
+    CorpusIndex, Encoder, LoadOrder, Loader, OverlapFinder, Row, Scan, TemplateChoice, TextTokenizer, scan,
+};
+use crate::error::{Error, Result};
+use crate::metrics::Screen;
+use crate::model::ModelConfig;
+
+/// JSONL read for token counts at most, unless the number of steps depends on all of it.
+const SAMPLE_BYTES: u64 = 16 << 20;
+
+/// Something the user should know before the run starts.
+#[derive(Debug, Clone)]
+pub struct Notice {
+    /// Stable, for scripts.
+    pub code: &'static str,
+    pub message: String,
+}
+
+/// A checked run, ready to be built.
+#[derive(Debug)]
+pub struct Plan {
+    pub config: RunConfig,
+    pub teacher: Option<ModelConfig>,
+    pub student: ModelConfig,
+    /// Folder whose tokenizer the student uses.
+    pub tokenizer_dir: PathBuf,
+    pub encoder: Arc<Encoder>,
+    pub train: Arc<CorpusIndex>,
+    pub scan: Scan,
+    pub held_out: Option<HeldOut>,
+    pub total_steps: u64,
+    pub memory: Memory,
+    pub notices: Vec<Notice>,
+}
+
+/// The rows that evaluations use.
+#[derive(Debug)]
+pub struct HeldOut {
+    pub index: Arc<CorpusIndex>,
+    pub rows: Vec<Row>,
+}
+
+impl HeldOut {
+    /// The first `max_rows` rows of `index` that have a target.
+    pub fn take(index: Arc<CorpusIndex>, encoder: Arc<Encoder>, max_rows: usize) -> Result<Self> {
+        let mut loader =
+            Loader::new(index.clone(), encoder, LoadOrder { seed: 0, shuffle: false, epochs: Some(1) });
+        let rows = loader.next_step(max_rows, false)?.map(|step| step.items.into_iter().flatten().collect());
+        Ok(Self { index, rows: rows.unwrap_or_default() })
+    }
+}
+
+/// Turns errors into a list and goes on, so that one look shows them all.
+#[derive(Default)]
+struct Findings(Vec<String>);
+
+impl Findings {
+    fn keep<T>(&mut self, key: &str, result: Result<T>) -> Option<T> {
+        result.map_err(|e| self.0.push(format!("{key}: {e}"))).ok()
+    }
+
+    fn done<T>(self, value: Option<T>) -> Result<T> {
+        match value {
+            Some(value) if self.0.is_empty() => Ok(value),
+            _ => Err(Error::input(self.0.join("\n"))),
+        }
+    }
+}
+
+impl DataConfig {
+    /// The encoder of these rows for a tokenizer.
+    pub fn encoder(&self, tokenizer: Arc<TextTokenizer>) -> Result<Encoder> {
+        encoder(tokenizer, &self.chat_template, self.max_length, self.loss_on)
+    }
+}
+
+/// An encoder from config values.
+pub fn encoder(
+    tokenizer: Arc<TextTokenizer>,
+    template: &ChatTemplate,
+    max_length: usize,
+    loss_on: LossOn,
+) -> Result<Encoder> {
+    let template = match template {
+        ChatTemplate::Auto => TemplateChoice::Auto,
+        ChatTemplate::None => TemplateChoice::Off,
+        ChatTemplate::File(file) => TemplateChoice::File(file.clone()),
+    };
+    let loss_on = match loss_on {
+        LossOn::Completion => crate::corpus::LossOn::Completion,
+        LossOn::All => crate::corpus::LossOn::All,
+    };
+    Encoder::new(tokenizer, &template, max_length, loss_on)
+}
+
+impl From<OnBadRecord> for crate::corpus::OnBadRecord {
+    fn from(policy: OnBadRecord) -> Self {
+        match policy {
+            OnBadRecord::Fail => Self::Fail,
+            OnBadRecord::Skip => Self::Skip,
+        }
+    }
+}
+
+/// The folder of a model path, or why it is none.
+pub fn model_folder(path: &Path) -> Result<&Path> {
+    match path {
+        _ if path.is_dir() => Ok(path),
+        _ if path.exists() => Err(Error::input(format!(
+            "{} is a file; a model is a Hugging Face folder with config.json, safetensors and tokenizer.json",
+            path.display()
+        ))),
+        _ => Err(Error::input(format!("the model folder {} does not exist", path.display()))),
+    }
+}
+
+/// Refuses two tokenizers that number their tokens differently, whatever their sizes.
+pub fn same_tokenizer(teacher: &TextTokenizer, student: &TextTokenizer) -> Result<()> {
+    match teacher.vocabulary_difference(student) {
+        None => Ok(()),
+        Some(difference) => Err(Error::input(format!(
+            "teacher and student have different tokenizers ({difference}); logits can only be compared token by token, \
+             so take a student of the teacher's tokenizer"
+        ))),
+    }
+}
+
+/// Refuses a model with fewer rows than its tokenizer has ids: what lies beyond the shorter vocabulary of two models is
+/// then proven to be padding.
+pub fn covers(model: &ModelConfig, tokenizer: &TextTokenizer, whose: &str) -> Result<()> {
+    match tokenizer.max_token_id() as usize {
+        id if id < model.vocab_size => Ok(()),
+        id => Err(Error::input(format!(
+            "the {whose}'s vocabulary has {} rows, but its tokenizer has the id {id}; the tokenizer belongs to another \
+             model",
+            model.vocab_size
+        ))),
+    }
+}
+
+impl Plan {
+    /// Opens what `config` names, reads the corpus once, and checks that everything fits.
+    ///
+    /// # Errors
+    /// An input error with every problem on a line of its own.
+    pub fn new(config: RunConfig, screen: &Screen) -> Result<Self> {
+        let mut findings = Findings::default();
+        let mut notices = vec![];
+        let models = Models::check(&config, &mut findings);
+        let corpora = Corpora::open(&config, screen, &mut findings, &mut notices);
+        let parts = models.zip(corpora).filter(|_| findings.0.is_empty());
+        let (models, corpora) = findings.done(parts)?;
+
+        let encoder = Arc::new(config.data.encoder(models.tokenizer.clone()).map_err(|e| e.context("data"))?);
+        let held_out = corpora
+            .eval
+            .map(|index| HeldOut::take(index, encoder.clone(), config.eval.max_rows))
+            .transpose()
+            .map_err(|e| e.context("data.eval"))?;
+        let limit = matches!(config.train.length(), Length::Steps(_)).then_some(SAMPLE_BYTES);
+        let progress = screen.progress("tokenising", Some(corpora.train.len() as u64));
+        let scan = scan(&corpora.train, &encoder, limit, |done| progress.set(done, "rows"))
+            .map_err(|e| e.context("data.train"))?;
+        progress.finish();
+        let total_steps = match config.train.length() {
+            Length::Steps(steps) => steps,
+            Length::Epochs(epochs) => {
+                let order = LoadOrder { seed: config.seed, shuffle: config.data.shuffle, epochs: Some(epochs) };
+                scan.count_steps(order, config.train.batch_size, config.data.packing, config.data.max_length)?
+            }
+        };
+        let memory = estimate(&config, models.teacher.as_ref(), &models.student, scan.longest);
+        let mut plan = Self {
+            config,
+            teacher: models.teacher,
+            student: models.student,
+            tokenizer_dir: models.tokenizer.dir().to_owned(),
+            encoder,
+            train: corpora.train,
+            scan,
+            held_out,
+            total_steps,
+            memory,
+            notices,
+        };
+        plan.look_for_trouble();
+        Ok(plan)
+    }
+
+    /// Seeded order of the training rows.
+    pub fn order(&self) -> LoadOrder {
+        let epochs = match self.config.train.length() {
+            Length::Steps(_) => None,
+            Length::Epochs(epochs) => Some(epochs),
+        };
+        LoadOrder { seed: self.config.seed, shuffle: self.config.data.shuffle, epochs }
+    }
+
+    /// Legal, but likely not what was meant.
+    fn look_for_trouble(&mut self) {
+        let mut notice = |code, message| self.notices.push(Notice { code, message });
+        let (train, data) = (&self.config.train, &self.config.data);
+        if train.warmup_steps >= self.total_steps {
+            let (warmup, steps) = (train.warmup_steps, self.total_steps);
+            let message = format!("train.warmup_steps = {warmup}, but the run has {steps} steps: the learning rate never arrives");
+            notice("warmup_longer_than_run", message);
+        }
+        let models = [("teacher", self.teacher.as_ref()), ("student", Some(&self.student))];
+        for (whose, model) in models {
+            if let Some(model) = model.filter(|m| m.max_position_embeddings < data.max_length.min(self.scan.longest)) {
+                let message = format!(
+                    "rows of up to {} tokens go to a {whose} made for {}: lower data.max_length",
+                    self.scan.longest.min(data.max_length),
+                    model.max_position_embeddings
+                );
+                notice("rows_longer_than_context", message);
+            }
+        }
+        let scan = &self.scan;
+        if scan.rows_truncated * 5 > scan.rows_used {
+            let message = format!(
+                "{} of {} rows are cut at data.max_length = {}: their ends are not learned",
+                scan.rows_truncated, scan.rows_used, data.max_length
+            );
+            notice("many_rows_truncated", message);
+        }
+    }
+}
+
+/// The models' shapes and the tokenizer they share.
+struct Models {
+    teacher: Option<ModelConfig>,
+    student: ModelConfig,
+    tokenizer: Arc<TextTokenizer>,
+}
+
+impl Models {
+    fn check(config: &RunConfig, findings: &mut Findings) -> Option<Self> {
+        let read = |path: &Path| ModelConfig::read(model_folder(path)?);
+        let tokenizer = |dir: &Path| TextTokenizer::from_dir(dir).map(Arc::new);
+        let teacher_path = config.teacher.as_ref().map(|TeacherConfig::Local { path, .. }| path);
+        let teacher = teacher_path.and_then(|path| findings.keep("teacher.path", read(path)));
+        let (student, dir) = match &config.student {
+            StudentConfig::Local { path } => (findings.keep("student.path", read(path)), path),
+            StudentConfig::Fresh { config, tokenizer } => {
+                (findings.keep("student.config", ModelConfig::read(config)), tokenizer)
+            }
+            StudentConfig::Pruned { from, layers } => {
+                let whole = findings.keep("student.from", read(from));
+                let cut = whole.and_then(|whole| findings.keep("student.layers", cut(&whole, layers)));
+                (cut, from)
+            }
+        };
+        let own = findings.keep("student tokenizer", tokenizer(dir))?;
+        if let Some(path) = teacher_path.filter(|path| *path != dir && path.is_dir())
+            && let Some(theirs) = findings.keep("teacher tokenizer", tokenizer(path))
+        {
+            findings.keep("student", same_tokenizer(&theirs, &own));
+        }
+        for (whose, model) in [("teacher", &teacher), ("student", &student)] {
+            if let Some(model) = model {
+                findings.keep(whose, covers(model, &own, whose));
+            }
+        }
+        Some(Self { teacher, student: student?, tokenizer: own })
+    }
+}
+
+fn cut(whole: &ModelConfig, layers: &[usize]) -> Result<ModelConfig> {
+    match layers.iter().find(|&&i| i >= whole.layers) {
+        None => Ok(whole.with_layers(layers)),
+        Some(beyond) => Err(Error::input(format!(
+            "layer {beyond} does not exist; the model it is cut from has the layers 0 to {}",
+            whole.layers - 1
+        ))),
+    }
+}
+
+struct Corpora {
+    train: Arc<CorpusIndex>,
+    eval: Option<Arc<CorpusIndex>>,
+}
+
+impl Corpora {
+    fn open(
+        config: &RunConfig,
+        screen: &Screen,
+        findings: &mut Findings,
+        notices: &mut Vec<Notice>,
+    ) -> Option<Self> {
+        let policy = config.data.on_bad_record.into();
+        let eval = config.data.eval.as_ref();
+        let eval = eval.map(|path| findings.keep("data.eval", CorpusIndex::open(std::slice::from_ref(path), policy)));
+        let eval = eval.flatten().map(Arc::new);
+        let mut finder = match &eval {
+            Some(eval) => findings.keep("data.eval", OverlapFinder::new(eval)),
+            None => None,
+        };
+        let progress = screen.progress("reading the corpus", None);
+        let train = CorpusIndex::open_watching(&config.data.train, policy, |place, record| {
+            progress.advance(1);
+            if let Some(finder) = &mut finder {
+                finder.watch(place, record);
+            }
+        });
+        progress.finish();
+        let train = findings.keep("data.train", train)?;
+        let overlap = finder.map(OverlapFinder::finish).filter(|overlap| overlap.rows > 0);
+        if let Some(overlap) = overlap {
+            let example = overlap.first.map_or(String::new(), |(train, eval)| format!(" ({train} is {eval})"));
+            let message = format!(
+                "{} held-out rows stand in the training data too{example}: the evaluation will flatter the student",
+                overlap.rows
+            );
+            notices.push(Notice { code: "train_eval_overlap", message });
+        }
+        Some(Self { train: Arc::new(train), eval })
+    }
+}

@@ -1,0 +1,62 @@
+//! Writing a model as a Hugging Face folder that transformers loads as it is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::{Dtype, Entry, Values, layout, write_safetensors};
+use crate::error::{Error, Result};
+use crate::model::Decoder;
+
+/// What stands beside the weights: the tokenizer's files and the generation defaults. Held in memory, so that a source
+/// folder that goes away during a run takes nothing with it.
+#[derive(Debug, Clone)]
+pub struct Companions(Vec<(String, Vec<u8>)>);
+
+impl Companions {
+    /// Reads the files, given as (name in the folder, where it is). A missing generation_config.json is made from
+    /// `bos` and the `eos` ids.
+    pub fn read(files: &[(&str, PathBuf)], bos: Option<u32>, eos: &[u32]) -> Result<Self> {
+        let mut companions = vec![];
+        for (name, path) in files {
+            companions.push((name.to_string(), std::fs::read(path).map_err(|e| Error::unreadable(path, e))?));
+        }
+        if !companions.iter().any(|(name, _)| name == layout::GENERATION_CONFIG) {
+            let mut config = serde_json::Map::new();
+            if let Some(bos) = bos {
+                config.insert("bos_token_id".into(), bos.into());
+            }
+            match eos {
+                [] => {}
+                [one] => drop(config.insert("eos_token_id".into(), (*one).into())),
+                several => drop(config.insert("eos_token_id".into(), several.into())),
+            }
+            let text = serde_json::to_vec_pretty(&config).map_err(|e| Error::run(e.to_string()))?;
+            companions.push((layout::GENERATION_CONFIG.into(), text));
+        }
+        Ok(Self(companions))
+    }
+}
+
+/// Writes config.json, model.safetensors and the companions into the existing folder `dir`.
+///
+/// Errors (exit 1): the disk.
+pub fn write_model(dir: &Path, model: &Decoder, companions: &Companions, dtype: Dtype) -> Result<()> {
+    let name = match dtype {
+        Dtype::F32 => "float32",
+        Dtype::Bf16 => "bfloat16",
+    };
+    let write = |name: &str, content: &[u8]| {
+        let path = dir.join(name);
+        std::fs::write(&path, content).map_err(|e| Error::unwritable(&path, e))
+    };
+    write(layout::CONFIG, model.config().to_json(name).as_bytes())?;
+    for (name, content) in &companions.0 {
+        write(name, content)?;
+    }
+    let entries = model.parameters().iter().map(|p| Entry {
+        name: &p.name,
+        shape: p.tensor.dims(),
+        values: Values::Tensor(&p.tensor),
+    });
+    write_safetensors(&dir.join(layout::MODEL), entries, dtype, &BTreeMap::new())
+}

@@ -1,0 +1,194 @@
+//! The loop around the step: evaluation, checkpoints, metrics, and stopping at any step without losing one.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::schedule::Schedule;
+use super::state::{Best, TrainState};
+use super::step::{StepReport, Stepper};
+use crate::checkpoint::{Store, layout};
+use crate::corpus::Loader;
+use crate::error::{Error, Result};
+use crate::metrics::{self, Event, Sink};
+
+/// How long a run is and how often it looks at itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    pub total_steps: u64,
+    /// Training time after which the run ends, complete but shorter.
+    pub max_time: Option<Duration>,
+    /// Stop as a signal would, once this step is done.
+    pub stop_after: Option<u64>,
+    /// Rows, or packs, per step and per micro-batch.
+    pub batch_size: usize,
+    pub micro_batch_size: usize,
+    pub packing: bool,
+    pub eval_every: u64,
+    pub checkpoint_every: u64,
+    pub keep_last: usize,
+    pub keep_best: bool,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All steps are done.
+    Complete,
+    /// `max_time` was up.
+    TimeUp,
+    /// A signal or `stop_after`; a checkpoint was written unless no step was done.
+    Stopped,
+}
+
+/// An evaluation and the score that decides which checkpoint is best; less is better.
+pub struct Evaluated {
+    pub event: metrics::Eval,
+    pub score: f64,
+}
+
+/// Everything a run works with. `evaluate` is None without held-out rows and returns None when it was interrupted;
+/// `save_model` writes the student into a checkpoint's folder.
+pub struct Run<'a> {
+    pub stepper: Stepper<'a>,
+    pub loader: Loader,
+    pub schedule: Schedule,
+    pub pace: Pace,
+    pub store: &'a Store,
+    pub sinks: &'a mut dyn Sink,
+    pub evaluate: Option<&'a mut dyn FnMut(u64) -> Result<Option<Evaluated>>>,
+    pub save_model: &'a dyn Fn(&Path) -> Result<()>,
+    pub interrupted: &'a AtomicBool,
+    pub state: TrainState,
+}
+
+impl Run<'_> {
+    /// Trains to the end or to an interruption. The state and what follows from it are a function of config, data,
+    /// models and thread count alone.
+    pub fn go(&mut self) -> Result<Ending> {
+        loop {
+            let step = self.state.step;
+            let time_up = self.pace.max_time.is_some_and(|limit| self.state.train_seconds >= limit.as_secs_f64());
+            let last = step >= self.pace.total_steps || time_up;
+            let improved = match self.stopping() && !last {
+                true => false,
+                false => self.evaluate_if_due(last)?,
+            };
+            let stopping = self.stopping() && !last;
+            let due = step.is_multiple_of(self.pace.checkpoint_every) || last || stopping;
+            if step > 0 && (due || (improved && self.pace.keep_best)) {
+                self.save(improved)?;
+            }
+            if last {
+                return Ok(if step >= self.pace.total_steps { Ending::Complete } else { Ending::TimeUp });
+            }
+            if stopping {
+                return Ok(Ending::Stopped);
+            }
+            if !self.train_step()? {
+                // The data ended before the planned steps: the plan's count was an estimate.
+                self.pace.total_steps = step;
+            }
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        let asked = self.pace.stop_after.is_some_and(|stop| self.state.step >= stop);
+        asked || self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// Evaluates at step 0, every `eval_every` steps and at the last, once each. True: the best so far.
+    fn evaluate_if_due(&mut self, last: bool) -> Result<bool> {
+        let step = self.state.step;
+        let due = step.is_multiple_of(self.pace.eval_every) || last;
+        let Some(evaluate) = self.evaluate.as_mut().filter(|_| due && self.state.evaluated != Some(step)) else {
+            return Ok(false);
+        };
+        let Some(Evaluated { event, score }) = evaluate(step)? else { return Ok(false) };
+        self.sinks.record(&Event::Eval(event.clone()))?;
+        self.state.evaluated = Some(step);
+        if step == 0 {
+            self.state.initial_eval = Some(event.clone());
+        }
+        self.state.last_eval = Some(event);
+        // Step 0 has no checkpoint to go back to, so it can't be the best one.
+        let improved = step > 0 && score.is_finite() && self.state.best.is_none_or(|best| score < best.score);
+        if improved {
+            self.state.best = Some(Best { step, score });
+        }
+        Ok(improved)
+    }
+
+    fn save(&mut self, best: bool) -> Result<()> {
+        let step = self.state.step;
+        // No checkpoint is ahead of its metrics.
+        self.sinks.flush()?;
+        self.state.loader = self.loader.state().clone();
+        self.store.save(step, |dir| {
+            (self.save_model)(dir)?;
+            self.state.write(dir, &self.stepper.optimizer)
+        })?;
+        if best && self.pace.keep_best {
+            self.store.set_best(step)?;
+        }
+        if let Some(damage) = self.store.retain(self.pace.keep_last)?.damage {
+            self.warn("checkpoint_unreadable", format!("no old checkpoint was deleted: {damage}"))?;
+        }
+        let path = format!("{}/{}", layout::CHECKPOINTS, layout::folder_name(step));
+        self.sinks.record(&Event::Checkpoint(metrics::Checkpoint { step, path, best: best && self.pace.keep_best }))
+    }
+
+    fn warn(&mut self, code: &str, message: String) -> Result<()> {
+        self.sinks.record(&Event::Warning(metrics::Warning { step: self.state.step, code: code.into(), message }))
+    }
+
+    /// One optimizer step. False: the data has ended.
+    fn train_step(&mut self) -> Result<bool> {
+        let started = Instant::now();
+        let Some(step) = self.loader.next_step(self.pace.batch_size, self.pace.packing)? else { return Ok(false) };
+        let micro = step.micro_batches(self.pace.micro_batch_size);
+        let learning_rate = self.schedule.at(self.state.step);
+        let report = self.stepper.step(&micro, self.state.step, learning_rate)?;
+        let seconds = started.elapsed().as_secs_f64();
+        self.state.step += 1;
+        self.state.target_tokens += report.sums.targets as u64;
+        self.state.input_tokens += report.input_tokens as u64;
+        self.state.train_seconds += seconds;
+        let event = self.train_event(&report, learning_rate, seconds);
+        self.sinks.record(&Event::Train(event))?;
+        Ok(true)
+    }
+
+    fn train_event(&self, report: &StepReport, learning_rate: f64, seconds: f64) -> metrics::Train {
+        let n = report.sums.targets.max(1) as f64;
+        metrics::Train {
+            step: self.state.step,
+            loss: report.loss,
+            divergence: report.sums.divergence.map(|d| d / n),
+            cross_entropy: report.sums.cross_entropy.map(|c| c / n),
+            learning_rate,
+            grad_norm: report.grad_norm,
+            tokens: self.state.target_tokens,
+            tokens_per_second: report.input_tokens as f64 / seconds,
+            teacher_seconds: report.teacher_time.map(|t| t.as_secs_f64()),
+            student_seconds: report.student_time.as_secs_f64(),
+            elapsed_seconds: self.state.train_seconds,
+        }
+    }
+}
+
+/// Refuses to go on when what the run reads has changed, naming it.
+pub fn check_fingerprints(
+    saved: &std::collections::BTreeMap<String, String>,
+    now: &std::collections::BTreeMap<String, String>,
+) -> Result<()> {
+    let changed: Vec<&str> =
+        saved.iter().filter(|(name, digest)| now.get(*name) != Some(digest)).map(|(name, _)| name.as_str()).collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    Err(Error::input(format!(
+        "cannot resume: {} changed since the run began; restore it, or start a new run in another --output",
+        changed.join(", ")
+    )))
+}

@@ -1,0 +1,77 @@
+//! What a checkpoint holds besides the model: enough that the resumed run equals the unbroken one to the bit.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::optim::{AdamW, Moments};
+use crate::checkpoint::{Checkpoint, Dtype, Entry, Values, layout, read_safetensors_f32, write_safetensors};
+use crate::corpus::LoaderState;
+use crate::error::{Error, Result};
+use crate::metrics;
+
+/// A held-out score and when it was reached; less is better.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    pub step: u64,
+    pub score: f64,
+}
+
+/// state.json. Step n's state is the one before step n + 1.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct TrainState {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Target tokens so far.
+    pub target_tokens: u64,
+    /// Tokens through the student so far.
+    pub input_tokens: u64,
+    /// Training time, without loading, evaluation and saving.
+    pub train_seconds: f64,
+    pub loader: LoaderState,
+    pub best: Option<Best>,
+    /// The step whose evaluation is on record: a run stopped before it evaluates first.
+    pub evaluated: Option<u64>,
+    pub initial_eval: Option<metrics::Eval>,
+    pub last_eval: Option<metrics::Eval>,
+    /// What the run reads and must find unchanged, by name.
+    pub fingerprints: BTreeMap<String, String>,
+    /// Sums of products depend on it in their last bits.
+    pub threads: usize,
+}
+
+impl TrainState {
+    /// Writes state.json and optimizer.safetensors into a checkpoint's folder.
+    pub fn write(&self, dir: &Path, optimizer: &AdamW) -> Result<()> {
+        let path = dir.join(layout::STATE);
+        let text = serde_json::to_vec_pretty(self).map_err(|e| Error::run(format!("state.json: {e}")))?;
+        std::fs::write(&path, text).map_err(|e| Error::unwritable(&path, e))?;
+        let moments: Vec<(String, &[f32], [usize; 1])> = optimizer
+            .moments()
+            .flat_map(|(name, m)| [(format!("first.{name}"), &m.first), (format!("second.{name}"), &m.second)])
+            .map(|(name, values)| (name, values.as_slice(), [values.len()]))
+            .collect();
+        let entries = moments.iter().map(|(name, values, shape)| Entry { name, shape, values: Values::F32(values) });
+        write_safetensors(&dir.join(layout::OPTIMIZER), entries, Dtype::F32, &BTreeMap::new())
+    }
+
+    /// Reads both files of a verified checkpoint.
+    pub fn read(checkpoint: &Checkpoint) -> Result<(Self, BTreeMap<String, Moments>)> {
+        let path = checkpoint.file(layout::STATE);
+        let text = std::fs::read(&path).map_err(|e| Error::run(format!("cannot read {}: {e}", path.display())))?;
+        let state: Self =
+            serde_json::from_slice(&text).map_err(|e| Error::run(format!("{} cannot be read: {e}", path.display())))?;
+        let mut saved = read_safetensors_f32(&checkpoint.file(layout::OPTIMIZER))?;
+        let names: Vec<String> =
+            saved.keys().filter_map(|name| name.strip_prefix("first.").map(str::to_owned)).collect();
+        let mut moments = BTreeMap::new();
+        for name in names {
+            let mut take = |part: &str| saved.remove(&format!("{part}.{name}")).map(|(_, values)| values);
+            if let (Some(first), Some(second)) = (take("first"), take("second")) {
+                moments.insert(name, Moments { first, second });
+            }
+        }
+        Ok((state, moments))
+    }
+}

@@ -5,5 +5,6 @@
 
 pub mod corpus;
 pub mod error;
+pub mod units;
 
 pub use error::{Error, Result};

@@ -3,6 +3,7 @@
 //! `distill` trains a small language model (the student, q) to imitate a large one (the teacher, p).
 //! The modules follow that sentence; ARCHITECTURE.md has the map and the rules.
 
+pub mod checkpoint;
 pub mod corpus;
 pub mod error;
 pub mod units;

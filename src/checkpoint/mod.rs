@@ -1,0 +1,8 @@
+//! Checkpoints: written so that a kill at any moment loses nothing, verified before they are trusted.
+
+pub mod atomic;
+mod failpoint;
+pub mod layout;
+mod lock;
+
+pub use lock::RunLock;

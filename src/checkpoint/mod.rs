@@ -4,5 +4,7 @@ pub mod atomic;
 mod failpoint;
 pub mod layout;
 mod lock;
+pub mod manifest;
 
 pub use lock::RunLock;
+pub use manifest::{Damage, Manifest, verify};

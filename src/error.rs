@@ -69,6 +69,10 @@ impl std::error::Error for Error {
 
 impl From<candle_core::Error> for Error {
     fn from(cause: candle_core::Error) -> Self {
-        Self { class: Class::Run, message: format!("tensor computation failed: {cause}"), source: Some(Box::new(cause)) }
+        Self {
+            class: Class::Run,
+            message: format!("tensor computation failed: {cause}"),
+            source: Some(Box::new(cause)),
+        }
     }
 }

@@ -10,8 +10,10 @@ pub mod layout;
 mod lock;
 pub mod manifest;
 mod store;
+pub mod tensors;
 
 pub use find::{Checkpoint, Found, latest_valid};
 pub use lock::RunLock;
 pub use manifest::{Damage, Manifest, verify};
 pub use store::{Retained, Store};
+pub use tensors::{Arrays, Dtype, Entry, Values, read_safetensors_f32, write_safetensors};

@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod corpus;
 pub mod error;
+pub mod metrics;
 pub mod units;
 
 pub use error::{Error, Result};

@@ -1,8 +1,10 @@
 //! What a run tells about itself while it runs: events, and the sinks that write, show and draw them.
 
 mod events;
+mod jsonl;
 
 pub use events::{Checkpoint, Eval, Event, Train, Warning};
+pub use jsonl::{Jsonl, resume_at};
 
 use crate::error::Result;
 

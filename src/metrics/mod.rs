@@ -1,8 +1,10 @@
 //! What a run tells about itself while it runs: events, and the sinks that write, show and draw them.
 
+pub mod console;
 mod events;
 mod jsonl;
 
+pub use console::{Console, Progress, Screen, printable};
 pub use events::{Checkpoint, Eval, Event, Train, Warning};
 pub use jsonl::{Jsonl, resume_at};
 

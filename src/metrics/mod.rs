@@ -1,10 +1,12 @@
 //! What a run tells about itself while it runs: events, and the sinks that write, show and draw them.
 
 pub mod console;
+mod curves;
 mod events;
 mod jsonl;
 
 pub use console::{Console, Progress, Screen, printable};
+pub use curves::draw_curves;
 pub use events::{Checkpoint, Eval, Event, Train, Warning};
 pub use jsonl::{Jsonl, resume_at};
 

@@ -1,0 +1,80 @@
+//! The names inside a run directory and a checkpoint. Nothing here touches the disk but [`is_fresh`].
+
+use std::path::Path;
+
+use super::atomic::is_leftover;
+use crate::error::{Error, Result};
+
+/// The folder of all checkpoints of a run.
+pub const CHECKPOINTS: &str = "checkpoints";
+/// Pointer: the newest complete checkpoint.
+pub const LATEST: &str = "latest";
+/// Pointer: the checkpoint with the best evaluation.
+pub const BEST: &str = "best";
+/// The file a writer of the run holds locked.
+pub const LOCK: &str = "run.lock";
+/// The run's event log.
+pub const METRICS: &str = "metrics.jsonl";
+
+pub const MODEL: &str = "model.safetensors";
+pub const CONFIG: &str = "config.json";
+pub const GENERATION_CONFIG: &str = "generation_config.json";
+pub const TOKENIZER: &str = "tokenizer.json";
+pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
+pub const OPTIMIZER: &str = "optimizer.safetensors";
+pub const STATE: &str = "state.json";
+pub const MANIFEST: &str = "manifest.json";
+
+/// `step-00000100`. Eight digits keep a listing in order; a longer step only makes a longer name.
+pub fn folder_name(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// The step of a folder name, if it is exactly what [`folder_name`] writes.
+pub fn parse_folder_name(name: &str) -> Option<u64> {
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (folder_name(step) == name).then_some(step)
+}
+
+/// Whether a run may start in `dir`: it is absent, or empty but for a lock and litter of a killed start.
+///
+/// Errors: `dir` is a file or cannot be read.
+pub fn is_fresh(dir: &Path) -> Result<bool> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        found => found.map_err(|cause| Error::unreadable(dir, cause))?,
+    };
+    for entry in entries {
+        let name = entry.map_err(|cause| Error::unreadable(dir, cause))?.file_name();
+        if !name.to_str().is_some_and(|name| name == LOCK || is_leftover(name)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folder_names_round_trip_and_nothing_else_is_one() {
+        for step in [0, 100, 99_999_999, 123_456_789_012] {
+            assert_eq!(parse_folder_name(&folder_name(step)), Some(step));
+        }
+        for name in ["step-100", "step-+0000100", "step-00000100x", ".tmp-step-00000100", "latest", "step-", "../x"] {
+            assert_eq!(parse_folder_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_folder_with_only_a_lock_is_fresh() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(is_fresh(&dir.path().join("absent")).unwrap());
+        std::fs::write(dir.path().join(LOCK), "").unwrap();
+        assert!(is_fresh(dir.path()).unwrap());
+        std::fs::write(dir.path().join("config.toml"), "").unwrap();
+        assert!(!is_fresh(dir.path()).unwrap());
+    }
+}

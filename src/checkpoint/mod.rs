@@ -1,0 +1,19 @@
+//! Checkpoints: written so that a kill at any moment loses nothing, verified before they are trusted.
+//!
+//! [`Store`] writes them under the run's lock, [`latest_valid`] and [`Checkpoint::open`] find one to go on from.
+//! What the files mean is for those who write them; here they are names, sizes and digests.
+
+pub mod atomic;
+mod failpoint;
+pub mod find;
+pub mod layout;
+mod lock;
+pub mod manifest;
+mod store;
+pub mod tensors;
+
+pub use find::{Checkpoint, Found, latest_valid};
+pub use lock::RunLock;
+pub use manifest::{Damage, Manifest, verify};
+pub use store::{Retained, Store};
+pub use tensors::{Arrays, Dtype, Entry, Values, read_safetensors_f32, write_safetensors};

@@ -1,0 +1,132 @@
+//! The writer's side of a run's checkpoints: save, mark the best, delete the old.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::atomic::{self, Staging};
+use super::find::{self, Checkpoint, Found};
+use super::layout::{self, BEST, CHECKPOINTS, LATEST, MANIFEST};
+use super::lock::RunLock;
+use super::manifest::{Damage, Manifest, verify};
+use crate::error::{Error, Result};
+
+/// The checkpoints of one run, open for writing; holds the run's lock.
+#[derive(Debug)]
+pub struct Store {
+    lock: RunLock,
+    dir: PathBuf,
+}
+
+/// What [`Store::retain`] did.
+#[derive(Debug, Default)]
+pub struct Retained {
+    /// Folders deleted, oldest first.
+    pub deleted: Vec<PathBuf>,
+    /// Why nothing was deleted: the newest checkpoint does not read back.
+    pub damage: Option<Damage>,
+}
+
+impl Store {
+    /// Opens `run_dir` for writing (created if absent; checkpoints/ only by the first save) and cleans up after a
+    /// killed writer.
+    ///
+    /// Errors (exit 1): another process writes to the run; the disk refuses.
+    pub fn open(run_dir: &Path) -> Result<Self> {
+        let lock = RunLock::acquire(run_dir)?;
+        let dir = run_dir.join(CHECKPOINTS);
+        // Only under the lock: without it this would pull the folder from under a living writer.
+        atomic::recover(run_dir)?;
+        atomic::recover(&dir)?;
+        Ok(Self { lock, dir })
+    }
+
+    pub fn run_dir(&self) -> &Path {
+        self.lock.dir()
+    }
+
+    /// Saves the checkpoint of `step`: `fill` writes its files into the folder it is given; returns the final folder.
+    /// When this returns, the checkpoint is on the disk and `latest` names it.
+    ///
+    /// A checkpoint of the same step is replaced (a resumed run comes by it again), or left alone if it is valid and
+    /// the same. Call [`Store::set_best`] and then [`Store::retain`] afterwards: this deletes nothing.
+    ///
+    /// Errors (exit 1): `fill` fails or the disk does. What was half written is removed, older checkpoints stay.
+    pub fn save(&self, step: u64, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let name = layout::folder_name(step);
+        let path = self.dir.join(&name);
+        let write = || -> Result<()> {
+            let staging = Staging::beside(&path)?;
+            fill(staging.folder())?;
+            let manifest = Manifest::of(staging.folder(), step)?;
+            let same = path.exists() && verify(&path).is_ok_and(|existing| existing == manifest);
+            if !same {
+                let file = staging.folder().join(MANIFEST);
+                fs::write(&file, manifest.to_bytes()).map_err(|cause| Error::unwritable(&file, cause))?;
+                staging.commit()?;
+            }
+            atomic::write_pointer(&self.dir, LATEST, &name)
+        };
+        write().map_err(|error| error.context(format!("cannot save the checkpoint of step {step}")))?;
+        Ok(path)
+    }
+
+    /// Makes `best` name the checkpoint of `step`.
+    ///
+    /// Errors (exit 1): there is no checkpoint of that step; the disk refuses.
+    pub fn set_best(&self, step: u64) -> Result<()> {
+        let name = layout::folder_name(step);
+        if !self.dir.join(&name).is_dir() {
+            return Err(Error::run(format!("step {step} cannot be the best: it has no checkpoint")));
+        }
+        atomic::write_pointer(&self.dir, BEST, &name)
+    }
+
+    /// Deletes the oldest checkpoints until `keep_last` are left up to `latest`. Never deleted: `latest`, `best`, and
+    /// what is newer than `latest` (the future that a resume from an older step left; it is replaced when reached).
+    ///
+    /// Before anything is deleted `latest` is read back in full. If it is damaged, everything stays.
+    /// `keep_last = 0` counts as 1.
+    pub fn retain(&self, keep_last: usize) -> Result<Retained> {
+        let steps = find::steps(self.run_dir())?;
+        let latest = match find::pointed(&self.dir, LATEST) {
+            Ok(latest) => latest.or(steps.last().copied()),
+            Err(damage) => return Ok(Retained { damage: Some(damage), ..Retained::default() }),
+        };
+        let best = find::pointed(&self.dir, BEST).unwrap_or_default();
+        let past: Vec<u64> = steps.into_iter().filter(|&step| latest.is_some_and(|latest| step <= latest)).collect();
+        let old = &past[..past.len().saturating_sub(keep_last.max(1))];
+        let doomed: Vec<u64> = old.iter().copied().filter(|&step| Some(step) != best).collect();
+        let mut done = Retained::default();
+        if let (Some(latest), false) = (latest, doomed.is_empty())
+            && let Err(damage) = verify(&self.dir.join(layout::folder_name(latest)))
+        {
+            done.damage = Some(damage);
+            return Ok(done);
+        }
+        for step in doomed {
+            let path = self.dir.join(layout::folder_name(step));
+            atomic::remove_folder(&path)?;
+            done.deleted.push(path);
+        }
+        Ok(done)
+    }
+
+    /// See [`find::latest_valid`].
+    pub fn latest_valid(&self) -> Result<Found> {
+        find::latest_valid(self.run_dir())
+    }
+
+    /// The checkpoint at a path given by the user: see [`Checkpoint::open`].
+    pub fn at(&self, path: &Path) -> Result<Checkpoint> {
+        Checkpoint::open(path)
+    }
+
+    /// The step that `best` names, if its checkpoint still exists.
+    pub fn best(&self) -> Option<u64> {
+        find::best(self.run_dir())
+    }
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -1,0 +1,230 @@
+use super::*;
+use crate::checkpoint::failpoint;
+use crate::error::Class;
+use tempfile::TempDir;
+
+/// A run with valid checkpoints of these steps.
+fn run(steps: &[u64]) -> (TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    for &step in steps {
+        store.save(step, fill(&format!("model {step}"))).unwrap();
+    }
+    (dir, store)
+}
+
+fn fill(model: &str) -> impl FnOnce(&Path) -> Result<()> {
+    move |dir| {
+        fs::write(dir.join(layout::MODEL), model).unwrap();
+        fs::write(dir.join(layout::STATE), "{}").unwrap();
+        Ok(())
+    }
+}
+
+fn listing(run: &Path) -> Vec<String> {
+    let entries = fs::read_dir(run.join(CHECKPOINTS)).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn model(run: &Path, step: u64) -> PathBuf {
+    run.join(CHECKPOINTS).join(layout::folder_name(step)).join(layout::MODEL)
+}
+
+fn damage(run: &Path, step: u64) {
+    fs::write(model(run, step), "other").unwrap();
+}
+
+#[test]
+fn a_run_without_checkpoints_has_no_latest_and_no_folder() {
+    let (dir, store) = run(&[]);
+    let found = store.latest_valid().unwrap();
+    assert!(found.checkpoint.is_none() && found.damage.is_empty());
+    assert!(!dir.path().join(CHECKPOINTS).exists());
+}
+
+#[test]
+fn a_save_ends_with_latest_naming_a_valid_checkpoint() {
+    let (dir, store) = run(&[100, 200]);
+    let checkpoint = store.latest_valid().unwrap().checkpoint.unwrap();
+    assert_eq!(checkpoint.step(), 200);
+    assert_eq!(fs::read_to_string(checkpoint.file(layout::MODEL)).unwrap(), "model 200");
+    assert!(checkpoint.has(layout::STATE) && !checkpoint.has(layout::OPTIMIZER));
+    assert_eq!(fs::read_to_string(dir.path().join("checkpoints/latest")).unwrap(), "step-00000200\n");
+}
+
+#[test]
+fn a_kill_at_any_point_of_a_save_leaves_a_valid_checkpoint_and_no_litter() {
+    let (dir, store) = run(&[100]);
+    let seen = failpoint::snapshots(dir.path(), || drop(store.save(200, fill("model 200")).unwrap()));
+    assert!(seen.len() >= 9, "{} points", seen.len());
+    for (nth, snapshot) in seen.iter().enumerate() {
+        let reopened = Store::open(snapshot.path()).unwrap();
+        let found = reopened.latest_valid().unwrap();
+        let step = found.checkpoint.unwrap().step();
+        assert!(found.damage.is_empty() && (step == 100 || step == 200), "point {nth}");
+        for name in listing(snapshot.path()) {
+            assert!(["latest", "step-00000100", "step-00000200"].contains(&name.as_str()), "point {nth}: {name}");
+        }
+    }
+}
+
+#[test]
+fn a_kill_while_the_only_checkpoint_is_replaced_does_not_lose_it() {
+    let (dir, store) = run(&[100]);
+    for snapshot in failpoint::snapshots(dir.path(), || drop(store.save(100, fill("again")).unwrap())) {
+        let found = Store::open(snapshot.path()).unwrap().latest_valid().unwrap();
+        let text = fs::read_to_string(found.checkpoint.unwrap().file(layout::MODEL)).unwrap();
+        assert!(text == "model 100" || text == "again");
+        assert_eq!(listing(snapshot.path()), ["latest", "step-00000100"]);
+    }
+    assert_eq!(fs::read_to_string(model(dir.path(), 100)).unwrap(), "again");
+}
+
+#[test]
+fn a_full_disk_at_any_point_keeps_the_old_checkpoint_and_names_what_failed() {
+    for nth in 1.. {
+        let (dir, store) = run(&[100]);
+        let (result, reached) = failpoint::fail_at(nth, || store.save(200, fill("model 200")));
+        if !reached {
+            assert!(result.is_ok() && nth > 9);
+            break;
+        }
+        let message = result.unwrap_err().to_string();
+        assert!(message.starts_with("cannot save the checkpoint of step 200: cannot write "), "{message}");
+        assert!(!listing(dir.path()).iter().any(|name| name.starts_with(".tmp-")), "point {nth}");
+        drop(store);
+        assert!(Store::open(dir.path()).unwrap().latest_valid().unwrap().checkpoint.is_some(), "point {nth}");
+    }
+}
+
+#[test]
+fn a_failing_writer_leaves_the_older_checkpoint_and_no_litter() {
+    let (dir, store) = run(&[100]);
+    let result = store.save(200, |dir| {
+        fs::write(dir.join(layout::MODEL), "half").unwrap();
+        Err(Error::run("cannot write model.safetensors: no space left on device"))
+    });
+    assert!(result.unwrap_err().to_string().contains("no space left on device"));
+    assert_eq!(listing(dir.path()), ["latest", "step-00000100"]);
+    assert_eq!(store.latest_valid().unwrap().checkpoint.unwrap().step(), 100);
+}
+
+#[test]
+fn the_same_checkpoint_saved_again_is_left_alone_and_a_damaged_one_is_replaced() {
+    let (dir, store) = run(&[100]);
+    let written = fs::metadata(model(dir.path(), 100)).unwrap().modified().unwrap();
+    store.save(100, fill("model 100")).unwrap();
+    assert_eq!(fs::metadata(model(dir.path(), 100)).unwrap().modified().unwrap(), written);
+    damage(dir.path(), 100);
+    store.save(100, fill("model 100")).unwrap();
+    assert_eq!(store.latest_valid().unwrap().checkpoint.unwrap().step(), 100);
+    assert_eq!(listing(dir.path()), ["latest", "step-00000100"]);
+}
+
+#[test]
+fn a_damaged_latest_is_named_and_the_previous_valid_one_is_used() {
+    let (dir, store) = run(&[100, 200, 300]);
+    damage(dir.path(), 300);
+    fs::remove_file(model(dir.path(), 200)).unwrap();
+    let found = store.latest_valid().unwrap();
+    assert_eq!(found.checkpoint.unwrap().step(), 100);
+    let files: Vec<_> = found.damage.iter().map(|damage| damage.file().to_owned()).collect();
+    assert_eq!(files, [model(dir.path(), 300), model(dir.path(), 200)]);
+}
+
+#[test]
+fn no_valid_checkpoint_is_an_error_and_never_a_fresh_start() {
+    let (dir, store) = run(&[100, 200]);
+    damage(dir.path(), 100);
+    damage(dir.path(), 200);
+    let error = store.latest_valid().unwrap_err();
+    assert_eq!(error.class(), Class::Run);
+    let message = error.to_string();
+    assert!(message.starts_with("no valid checkpoint in "), "{message}");
+    assert!(message.contains("step-00000100/model.safetensors") && message.contains("step-00000200/model.safetensors"));
+    fs::remove_dir_all(dir.path().join("checkpoints/step-00000100")).unwrap();
+    fs::remove_dir_all(dir.path().join("checkpoints/step-00000200")).unwrap();
+    assert!(store.latest_valid().unwrap_err().to_string().contains("step-00000200 is missing"));
+}
+
+#[test]
+fn a_lost_or_damaged_pointer_costs_no_training() {
+    let (dir, store) = run(&[100, 200]);
+    let latest = dir.path().join("checkpoints/latest");
+    fs::write(&latest, "step-0000\u{0}").unwrap();
+    let found = store.latest_valid().unwrap();
+    assert_eq!(found.checkpoint.unwrap().step(), 200);
+    assert!(matches!(&found.damage[..], [Damage::Pointer { .. }]));
+    fs::remove_file(latest).unwrap();
+    assert_eq!(store.latest_valid().unwrap().checkpoint.unwrap().step(), 200);
+}
+
+#[test]
+fn an_explicit_path_is_verified_and_may_be_a_pointer() {
+    let (dir, store) = run(&[100, 200]);
+    store.set_best(100).unwrap();
+    assert_eq!(store.at(&dir.path().join("checkpoints/best")).unwrap().step(), 100);
+    assert_eq!(store.at(&dir.path().join("checkpoints/step-00000200")).unwrap().step(), 200);
+    damage(dir.path(), 200);
+    let error = store.at(&dir.path().join("checkpoints/step-00000200")).unwrap_err();
+    assert!(error.class() == Class::Run && error.to_string().contains("model.safetensors"), "{error}");
+    assert_eq!(store.at(&dir.path().join("checkpoints/step-00000300")).unwrap_err().class(), Class::Input);
+}
+
+#[test]
+fn retention_keeps_the_last_ones_and_the_best() {
+    let (dir, store) = run(&[100, 200, 300, 400]);
+    store.set_best(200).unwrap();
+    let done = store.retain(2).unwrap();
+    assert_eq!(done.deleted, [dir.path().join("checkpoints/step-00000100")]);
+    assert_eq!(listing(dir.path()), ["best", "latest", "step-00000200", "step-00000300", "step-00000400"]);
+    assert_eq!(store.retain(0).unwrap().deleted.len(), 1);
+    assert_eq!(listing(dir.path()), ["best", "latest", "step-00000200", "step-00000400"]);
+    assert_eq!(store.best(), Some(200));
+}
+
+#[test]
+fn retention_deletes_nothing_when_the_newest_does_not_read_back() {
+    let (dir, store) = run(&[100, 200, 300]);
+    damage(dir.path(), 300);
+    let done = store.retain(1).unwrap();
+    assert!(done.deleted.is_empty());
+    assert!(done.damage.unwrap().to_string().contains("step-00000300/model.safetensors"));
+    assert_eq!(store.latest_valid().unwrap().checkpoint.unwrap().step(), 200);
+}
+
+#[test]
+fn a_run_resumed_from_an_older_step_does_not_count_the_abandoned_future() {
+    let (dir, store) = run(&[100, 200, 300]);
+    store.save(150, fill("model 150")).unwrap();
+    store.retain(1).unwrap();
+    assert_eq!(listing(dir.path()), ["latest", "step-00000150", "step-00000200", "step-00000300"]);
+    assert_eq!(store.latest_valid().unwrap().checkpoint.unwrap().step(), 150);
+}
+
+#[test]
+fn a_kill_while_deleting_leaves_no_half_checkpoint() {
+    let (dir, store) = run(&[100, 200]);
+    for snapshot in failpoint::snapshots(dir.path(), || drop(store.retain(1).unwrap())) {
+        let reopened = Store::open(snapshot.path()).unwrap();
+        for step in find::steps(snapshot.path()).unwrap() {
+            verify(&snapshot.path().join(CHECKPOINTS).join(layout::folder_name(step))).unwrap();
+        }
+        assert!(reopened.latest_valid().unwrap().damage.is_empty());
+    }
+}
+
+#[test]
+fn the_best_must_exist() {
+    let (_dir, store) = run(&[100]);
+    assert!(store.set_best(7).unwrap_err().to_string().contains("step 7"));
+    assert_eq!(store.best(), None);
+}
+
+#[test]
+fn a_second_store_on_the_same_run_is_refused() {
+    let (dir, _store) = run(&[]);
+    assert!(Store::open(dir.path()).unwrap_err().to_string().contains(&format!("PID {}", std::process::id())));
+}

@@ -7,6 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ChatTemplate, LossOn, Word};
+use crate::device::DeviceChoice;
 
 /// Copy what a large language model knows into a small one.
 ///
@@ -161,15 +162,6 @@ pub struct DeviceArgs {
     /// Where to compute; auto takes a GPU where this build and machine have one
     #[arg(long = "device", value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
     pub choice: DeviceChoice,
-}
-
-/// `--device`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceChoice {
-    Auto,
-    Cpu,
-    /// The N-th GPU, from 0.
-    Cuda(usize),
 }
 
 impl FromStr for DeviceChoice {

@@ -2,6 +2,8 @@
 //! path absolute. All problems are reported at once. Nothing is opened here but the config itself; whether the parts fit
 //! together is for the plan.
 
+mod memory;
+pub mod plan;
 mod problem;
 mod raw;
 mod reader;

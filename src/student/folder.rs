@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use crate::checkpoint::{Dtype, Entry, Values, layout, write_safetensors};
 use crate::error::{Error, Result};
 use crate::model::Decoder;
@@ -34,6 +36,17 @@ impl Companions {
             companions.push((layout::GENERATION_CONFIG.into(), text));
         }
         Ok(Self(companions))
+    }
+
+    /// SHA-256 over names and contents.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        for (name, content) in &self.0 {
+            hasher.update(name);
+            hasher.update(content.len().to_le_bytes());
+            hasher.update(content);
+        }
+        hasher.finalize().into()
     }
 }
 

@@ -1,0 +1,172 @@
+//! `distill eval`: how much of the teacher a student holds, as a table, as JSON, and as a gate.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+
+use super::{Outcome, build};
+use crate::checkpoint::atomic;
+use crate::cli::EvalArgs;
+use crate::config::plan::{HeldOut, covers, encoder, model_folder, same_tokenizer};
+use crate::config::{self, ChatTemplate, LossOn, OnBadRecord, RunConfig, TeacherConfig};
+use crate::corpus::{Batch, CorpusIndex, Row, TextTokenizer};
+use crate::device;
+use crate::error::{Error, Result};
+use crate::eval::{EvalReport, Interval, gap_closed};
+use crate::hub;
+use crate::metrics::Screen;
+use crate::model::Decoder;
+use crate::report::{Column, eval_table};
+use crate::teacher::{LocalTeacher, Teacher};
+
+/// What an evaluation works on: the config's values, over which the flags win.
+struct Request {
+    teacher: PathBuf,
+    data: PathBuf,
+    max_rows: usize,
+    max_length: usize,
+    loss_on: LossOn,
+    chat_template: ChatTemplate,
+    on_bad_record: OnBadRecord,
+    exact_match: bool,
+}
+
+impl Request {
+    fn new(args: &EvalArgs) -> Result<Self> {
+        let config = args.config.as_deref().map(config::load_to_read).transpose()?;
+        let from = |f: fn(&RunConfig) -> Option<PathBuf>| config.as_ref().and_then(f);
+        let teacher = match &args.teacher {
+            Some(path) => Some(hub::locate(&path.to_string_lossy(), Path::new(""))?),
+            None => from(|c| c.teacher.as_ref().map(|TeacherConfig::Local { path, .. }| path.clone())),
+        };
+        let data = args.data.clone().or_else(|| from(|c| c.data.eval.clone()));
+        let missing = |what: &str| Error::input(format!("the config has no {what} to evaluate with; give --{what}"));
+        let data_config = config.as_ref().map(|c| &c.data);
+        Ok(Self {
+            teacher: teacher.ok_or_else(|| missing("teacher"))?,
+            data: data.ok_or_else(|| missing("data"))?,
+            max_rows: args.max_rows.or(config.as_ref().map(|c| c.eval.max_rows)).unwrap_or(256),
+            max_length: args.max_length.or(data_config.map(|d| d.max_length)).unwrap_or(512),
+            loss_on: args.loss_on.or(data_config.map(|d| d.loss_on)).unwrap_or(LossOn::Completion),
+            chat_template: (args.chat_template.clone())
+                .or(data_config.map(|d| d.chat_template.clone()))
+                .unwrap_or(ChatTemplate::Auto),
+            on_bad_record: data_config.map_or(OnBadRecord::Fail, |d| d.on_bad_record),
+            exact_match: config.as_ref().is_some_and(|c| c.eval.exact_match),
+        })
+    }
+}
+
+/// The JSON of `--json`.
+#[derive(Serialize)]
+struct Output<'a> {
+    #[serde(flatten)]
+    student: &'a EvalReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    baseline: Option<&'a EvalReport>,
+    /// 1 − KL(student) / KL(baseline).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gap_closed: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gap_closed_ci95: Option<Interval>,
+}
+
+pub fn run(args: &EvalArgs) -> Result<Outcome> {
+    device::open(args.device.choice)?;
+    let screen = Screen::stderr();
+    let request = Request::new(args)?;
+    let at = |path: &PathBuf| hub::locate(&path.to_string_lossy(), Path::new(""));
+    let (student_dir, baseline_dir) = (at(&args.student)?, args.baseline.as_ref().map(at).transpose()?);
+    let tokenizer = Arc::new(TextTokenizer::from_dir(model_folder(&student_dir)?)?);
+    for other in [Some(&request.teacher), baseline_dir.as_ref()].into_iter().flatten() {
+        same_tokenizer(&TextTokenizer::from_dir(model_folder(other)?)?, &tokenizer)
+            .map_err(|e| e.context(other.display()))?;
+    }
+    let encoder = Arc::new(encoder(tokenizer.clone(), &request.chat_template, request.max_length, request.loss_on)?);
+    let index = CorpusIndex::open(std::slice::from_ref(&request.data), request.on_bad_record.into())?;
+    let rows = HeldOut::take(Arc::new(index), encoder, request.max_rows)
+        .map_err(|e| e.context(request.data.display()))?
+        .rows;
+    let teacher = LocalTeacher::new(Arc::new(build::load_model(&request.teacher, false, &screen)?))?;
+    covers(teacher.decoder().config(), &tokenizer, "teacher")?;
+    let evaluate = |folder: &Path| -> Result<(Decoder, EvalReport)> {
+        let model = build::load_model(folder, false, &screen)?;
+        covers(model.config(), &tokenizer, "student")?;
+        let never = AtomicBool::new(false);
+        let report = build::evaluate_rows(Some(&teacher as &dyn Teacher), &model, &rows, &never, &screen)?
+            .ok_or_else(|| Error::run("the evaluation was interrupted"))?;
+        Ok((model, if request.exact_match { report } else { report.without_exact_match() }))
+    };
+    let (student, report) = evaluate(&student_dir)?;
+    if let Some(file) = &args.dump_logits {
+        dump_logits(&student, &rows, file)?;
+    }
+    let baseline = baseline_dir.map(|dir| evaluate(&dir)).transpose()?.map(|(_, report)| report);
+    let gap = baseline.as_ref().map(|b| gap_closed(&report.row_sums, &b.row_sums));
+    print(&report, baseline.as_ref(), gap);
+    if let Some(file) = &args.json {
+        let output = Output {
+            student: &report,
+            baseline: baseline.as_ref(),
+            gap_closed: gap.map(|g| g.0),
+            gap_closed_ci95: gap.map(|g| g.1),
+        };
+        let text = serde_json::to_string_pretty(&output).map_err(|e| Error::run(e.to_string()))?;
+        atomic::write_file(file, (text + "\n").as_bytes())?;
+    }
+    Ok(gates(args, &report, &screen))
+}
+
+fn print(report: &EvalReport, baseline: Option<&EvalReport>, gap: Option<(f64, Interval)>) {
+    let mut columns = vec![Column { title: "student", report }];
+    columns.extend(baseline.map(|report| Column { title: "baseline", report }));
+    print!("{}", eval_table(&columns));
+    if let (Some(ratio), Some(Interval(low, high))) = (report.perplexity_ratio, report.perplexity_ratio_ci95) {
+        println!("perplexity ratio                {ratio:>14.4}  (95 % interval {low:.4} to {high:.4})");
+    }
+    if let Some((gap, Interval(low, high))) = gap {
+        println!("gap closed                      {:>12.1} %  (95 % interval {:.1} to {:.1} %)", 100.0 * gap, 100.0 * low, 100.0 * high);
+    }
+    println!("on {} rows, {} target tokens", report.rows, report.tokens);
+}
+
+/// NaN fails every gate.
+fn gates(args: &EvalArgs, report: &EvalReport, screen: &Screen) -> Outcome {
+    let mut failed = vec![];
+    let nan = f64::NAN;
+    if let Some(limit) = args.fail_above_kl {
+        let kl = report.kl_mean.unwrap_or(nan);
+        if !matches!(kl.partial_cmp(&limit), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)) {
+            failed.push(format!("kl_mean {kl:.6} is above --fail-above-kl {limit}"));
+        }
+    }
+    if let Some(limit) = args.fail_below_agreement {
+        let agreement = report.top1_agreement.unwrap_or(nan);
+        if !matches!(agreement.partial_cmp(&limit), Some(std::cmp::Ordering::Greater | std::cmp::Ordering::Equal)) {
+            failed.push(format!("top1_agreement {agreement:.6} is below --fail-below-agreement {limit}"));
+        }
+    }
+    failed.iter().for_each(|f| screen.line(&format!("gate failed: {f}")));
+    if failed.is_empty() { Outcome::Done } else { Outcome::GateFailed }
+}
+
+/// `input_ids` [1, T] and `logits` [1, T, V] of the first row, at every position.
+fn dump_logits(model: &Decoder, rows: &[Row], file: &Path) -> Result<()> {
+    let row = rows.first().ok_or_else(|| Error::input("there is no row to dump logits of"))?;
+    let mut every = row.clone();
+    // One more token, so that the last position predicts something too.
+    every.tokens.push(0);
+    every.targets = (0..every.tokens.len()).map(|t| t > 0).collect();
+    let hidden = model.hidden(&Batch::new([&every]))?;
+    let logits = hidden.matmul(&model.head()?.tensor.t()?)?.unsqueeze(0)?;
+    let ids: Vec<i64> = row.tokens.iter().map(|&id| id as i64).collect();
+    let ids = Tensor::from_vec(ids, (1, row.tokens.len()), &Device::Cpu)?;
+    let tensors: std::collections::HashMap<String, Tensor> =
+        BTreeMap::from([("input_ids".to_string(), ids), ("logits".to_string(), logits)]).into_iter().collect();
+    candle_core::safetensors::save(&tensors, file)
+        .map_err(|e| Error::run(format!("cannot write {}: {e}", file.display())))
+}

@@ -1,0 +1,79 @@
+//! `distill generate`: a prompt in, text out as it comes.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Outcome, build};
+use crate::cli::GenerateArgs;
+use crate::config::{ChatTemplate, LossOn, plan};
+use crate::corpus::TextTokenizer;
+use crate::device;
+use crate::error::{Error, Result};
+use crate::hub;
+use crate::metrics::Screen;
+use crate::model::{Finish, GenerateOptions, generate};
+
+pub fn run(args: &GenerateArgs) -> Result<Outcome> {
+    device::open(args.device.choice)?;
+    let screen = Screen::stderr();
+    let folder = hub::locate(&args.model.to_string_lossy(), Path::new(""))?;
+    let tokenizer = Arc::new(TextTokenizer::from_dir(plan::model_folder(&folder)?)?);
+    let template = if args.raw { ChatTemplate::None } else { args.chat_template.clone() };
+    let encoder = plan::encoder(tokenizer.clone(), &template, 2, LossOn::Completion)?;
+    let prompt = encoder.prompt_ids(&args.prompt).map_err(|e| e.context("--prompt"))?;
+    let model = build::load_model(&folder, false, &screen)?;
+    plan::covers(model.config(), &tokenizer, "model")?;
+    let options = GenerateOptions { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
+    let mut text = Stream::new(&tokenizer);
+    let finish = generate(&model, &prompt, tokenizer.eos_ids(), &options, |token| text.push(token))?;
+    text.end()?;
+    match finish {
+        Finish::Stop => {}
+        Finish::Length => screen.line(&format!("(stopped at --max-tokens {})", args.max_tokens)),
+        Finish::Context => screen.line("(stopped: the model's context is full)"),
+    }
+    Ok(Outcome::Done)
+}
+
+/// Prints tokens as text as soon as it is certain: a character may span several tokens.
+struct Stream<'a> {
+    tokenizer: &'a TextTokenizer,
+    tokens: Vec<u32>,
+    printed: usize,
+}
+
+impl<'a> Stream<'a> {
+    fn new(tokenizer: &'a TextTokenizer) -> Self {
+        Self { tokenizer, tokens: vec![], printed: 0 }
+    }
+
+    fn push(&mut self, token: u32) -> Result<()> {
+        self.tokens.push(token);
+        let text = self.tokenizer.decode(&self.tokens, true)?;
+        match text.ends_with('\u{fffd}') {
+            true => Ok(()),
+            false => self.print(&text),
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let text = self.tokenizer.decode(&self.tokens, true)? + "\n";
+        self.print(&text)
+    }
+
+    fn print(&mut self, text: &str) -> Result<()> {
+        // What a terminal would obey rather than show is left out; the rest is the model's text as it is.
+        let fresh: String = text
+            .get(self.printed..)
+            .unwrap_or_default()
+            .chars()
+            .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+            .collect();
+        self.printed = text.len();
+        let mut out = std::io::stdout().lock();
+        out.write_all(fresh.as_bytes())
+            .and_then(|()| out.flush())
+            .map_err(|e| Error::run(format!("cannot write to stdout: {e}")))
+    }
+}

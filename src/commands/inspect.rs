@@ -1,0 +1,149 @@
+//! `distill inspect`: what a path is. A config file is planned like a run; folders are read, never changed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{Outcome, show_plan};
+use crate::checkpoint::{Checkpoint, find, layout};
+use crate::cli::InspectArgs;
+use crate::config::{self, plan::Plan};
+use crate::corpus::{ChatTemplate, TextTokenizer};
+use crate::error::{Error, Result};
+use crate::hub;
+use crate::metrics::Screen;
+use crate::model::{ModelConfig, weight_files};
+use crate::report::Summary;
+use crate::train::TrainState;
+use crate::units::{Bytes, Count, Rounded, Span};
+
+pub fn run(args: &InspectArgs) -> Result<Outcome> {
+    let path = hub::locate(&args.path.to_string_lossy(), Path::new(""))?;
+    let text = if path.is_file() {
+        inspect_file(&path)?
+    } else if path.join(layout::STATE).is_file() {
+        checkpoint(&path)? + "\n" + &model(&path)?
+    } else if path.join(layout::METRICS).is_file() {
+        run_folder(&path)?
+    } else if path.join(layout::CONFIG).is_file() {
+        model(&path)?
+    } else if path.is_dir() {
+        return Err(Error::input(format!(
+            "{} is neither a model folder (config.json), a checkpoint (state.json) nor a run (metrics.jsonl)",
+            path.display()
+        )));
+    } else {
+        return Err(Error::input(format!("{} does not exist", path.display())));
+    };
+    print!("{text}");
+    Ok(Outcome::Done)
+}
+
+fn inspect_file(path: &Path) -> Result<String> {
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("toml") => {
+            let screen = Screen::stderr();
+            show_plan::with_estimate(&Plan::new(config::load_to_read(path)?, &screen)?, &screen)
+        }
+        _ => Err(Error::input(format!(
+            "{} is a file but no config (.toml); inspect takes a model folder, a checkpoint, a run or a config",
+            path.display()
+        ))),
+    }
+}
+
+fn model(folder: &Path) -> Result<String> {
+    let config = ModelConfig::read(folder)?;
+    let mut out = String::new();
+    let mut line = |name: &str, text: String| out += &format!("{name:<16}{text}\n");
+    let window = config.windows.iter().flatten().next().map_or(String::new(), |w| format!(", sliding window {w}"));
+    line("architecture", config.family.name().into());
+    line("layers", format!("{} × {} wide, MLP {}", config.layers, config.hidden_size, config.intermediate_size));
+    line(
+        "attention",
+        format!("{} heads of {}, {} key-value heads{window}", config.heads, config.head_dim, config.kv_heads),
+    );
+    line("rope", format!("theta {}, scaling {:?}", config.rope_theta, config.rope_scaling));
+    line("context", format!("{} tokens", Count(config.max_position_embeddings as u64)));
+    let head = if config.tied_head { "tied to the embedding" } else { "separate" };
+    line("vocabulary", format!("{} rows, head {head}", Count(config.vocab_size as u64)));
+    let mut groups: BTreeMap<&str, usize> = BTreeMap::new();
+    for spec in config.tensors() {
+        let group = ["embed_tokens", "self_attn", "mlp", "lm_head"].into_iter().find(|g| spec.name.contains(g));
+        *groups.entry(group.unwrap_or("norms")).or_default() += spec.elements();
+    }
+    let parts: Vec<String> = groups.iter().map(|(name, n)| format!("{name} {}", Rounded(*n as u64))).collect();
+    line("parameters", format!("{} ({})", Count(config.parameters() as u64), parts.join(", ")));
+    let files = weight_files(folder)?;
+    let bytes: u64 = files.iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();
+    line("weights", format!("{} in {} file(s)", Bytes(bytes), files.len()));
+    if folder.join(layout::TOKENIZER).is_file() {
+        let tokenizer = TextTokenizer::from_dir(folder)?;
+        let name = |id: Option<u32>| id.map_or("none".into(), |id| format!("{} ({id})", tokenizer.token(id)));
+        let template = ChatTemplate::from_dir(folder, tokenizer.special().clone())?;
+        line("tokenizer", format!("{} tokens", Count(tokenizer.vocab_size() as u64)));
+        line("bos, eos", format!("{}, {}", name(tokenizer.bos_id()), name(tokenizer.eos_id())));
+        line("chat template", if template.is_some() { "yes" } else { "none" }.into());
+    } else {
+        line("tokenizer", "none: tokenizer.json is missing".into());
+    }
+    Ok(out)
+}
+
+fn checkpoint(folder: &Path) -> Result<String> {
+    let checkpoint = Checkpoint::open(folder)?;
+    let (state, _) = TrainState::read(&checkpoint)?;
+    let mut out = format!("checkpoint after step {}: every file matches its digest\n", Count(checkpoint.step()));
+    out += &training(&state);
+    for (name, entry) in &checkpoint.manifest().files {
+        out += &format!("  {name:<24}{:>12}  sha256 {}\n", Bytes(entry.size), entry.sha256);
+    }
+    Ok(out)
+}
+
+fn training(state: &TrainState) -> String {
+    let mut out = format!(
+        "trained         {} steps, {} target tokens, {}; epoch {}, record {}\n",
+        Count(state.step),
+        Count(state.target_tokens),
+        Span::from_seconds(state.train_seconds),
+        state.loader.epoch + 1,
+        Count(state.loader.cursor)
+    );
+    if let Some(best) = state.best {
+        out += &format!("best            step {} with {:.4}\n", Count(best.step), best.score);
+    }
+    out
+}
+
+fn run_folder(folder: &Path) -> Result<String> {
+    let mut out = format!("run {}\n", folder.display());
+    match Summary::read(folder) {
+        Ok(summary) => {
+            let speed = summary.tokens_per_second.map_or(String::new(), |s| format!(", {s:.0} tokens/s"));
+            out += &format!(
+                "{:?} after {} steps in {}{speed}\n",
+                summary.status,
+                Count(summary.steps),
+                Span::from_seconds(summary.elapsed_seconds)
+            );
+            let figures = |eval: &crate::metrics::Eval| {
+                let kl = eval.kl_mean.map_or(String::new(), |kl| format!("KL {kl:.4}, "));
+                format!("{kl}student perplexity {:.3}", eval.student_perplexity)
+            };
+            for (name, eval) in [("before", &summary.initial_eval), ("after", &summary.final_eval)] {
+                out += &eval.as_ref().map_or(String::new(), |eval| format!("{name:<16}{}\n", figures(eval)));
+            }
+        }
+        Err(_) => out += "no summary.json: the run has not ended\n",
+    }
+    for step in find::steps(folder)? {
+        let dir = folder.join(layout::CHECKPOINTS).join(layout::folder_name(step));
+        let best = if find::best(folder) == Some(step) { ", best" } else { "" };
+        let state = match Checkpoint::open(&dir) {
+            Ok(_) => "valid".to_string(),
+            Err(error) => error.to_string(),
+        };
+        out += &format!("checkpoint      {}{best}: {state}\n", layout::folder_name(step));
+    }
+    Ok(out)
+}

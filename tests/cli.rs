@@ -1,0 +1,212 @@
+//! The commands as a user types them.
+
+mod common;
+
+use candle_core::{Device, Tensor};
+use common::Bench;
+
+fn trained(more: &str) -> Bench {
+    let bench = Bench::with_teacher();
+    bench.distil_config(more);
+    bench.expect(&["train", "--config", "run.toml"], 0);
+    bench
+}
+
+fn stdout(output: std::process::Output) -> String {
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_run_leaves_what_the_contract_says() {
+    let bench = trained("steps = 9");
+    let metrics = bench.timeless_metrics("run");
+    let steps = |kind: &str| -> Vec<u64> {
+        metrics.iter().filter(|e| e["event"] == kind).map(|e| e["step"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(steps("train"), (1..=9).collect::<Vec<_>>());
+    assert_eq!(steps("eval"), [0, 4, 8, 9]);
+    let summary = bench.json("run/summary.json");
+    assert_eq!((&summary["status"], &summary["steps"]), (&"complete".into(), &9.into()));
+    let kl = |eval: &str| summary[eval]["kl_mean"].as_f64().unwrap();
+    assert!(kl("final_eval") < kl("initial_eval"));
+    for file in ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        assert!(bench.path("run/student").join(file).is_file(), "student/{file}");
+        assert!(bench.path("run/checkpoints/step-00000009").join(file).is_file(), "checkpoint {file}");
+    }
+    let curves = String::from_utf8(bench.read("run/curves.svg")).unwrap();
+    assert!(curves.starts_with("<svg") && curves.contains("polyline"));
+}
+
+#[test]
+fn eval_of_the_saved_folder_equals_the_evaluation_in_memory() {
+    let bench = trained("steps = 9");
+    bench.expect(&["eval", "--config", "run.toml", "--student", "run/student", "--json", "eval.json"], 0);
+    let (eval, summary) = (bench.json("eval.json"), bench.json("run/summary.json"));
+    let memory = bench.timeless_metrics("run").into_iter().rfind(|e| e["event"] == "eval").unwrap();
+    for name in ["kl_mean", "kl_median", "kl_p99", "top1_agreement", "student_perplexity", "teacher_perplexity", "tokens"] {
+        assert_eq!(eval[name], summary["final_eval"][name], "{name}");
+        assert_eq!(eval[name], memory[name], "{name}");
+    }
+}
+
+#[test]
+fn the_teacher_is_its_own_perfect_student() {
+    let bench = trained("steps = 2");
+    let teacher = "teacher/student";
+    let args = ["eval", "--teacher", teacher, "--student", teacher, "--data", "held_out.jsonl", "--chat-template", "none"];
+    bench.expect(&[&args[..], &["--json", "same.json"]].concat(), 0);
+    let same = bench.json("same.json");
+    assert_eq!((&same["kl_mean"], &same["top1_agreement"], &same["top5_overlap"]), (&0.0.into(), &1.0.into(), &1.0.into()));
+    assert!((same["acceptance"].as_f64().unwrap() - 1.0).abs() < 1e-6);
+}
+
+#[test]
+fn gates_write_the_json_first_and_exit_3() {
+    let bench = trained("steps = 9");
+    let eval = ["eval", "--config", "run.toml", "--student", "run/student", "--json"];
+    bench.expect(&[&eval[..], &["a.json", "--fail-above-kl", "100", "--fail-below-agreement", "0"]].concat(), 0);
+    bench.expect(&[&eval[..], &["b.json", "--fail-above-kl", "1e-9"]].concat(), 3);
+    bench.expect(&[&eval[..], &["c.json", "--fail-below-agreement", "1"]].concat(), 3);
+    assert_eq!(bench.json("a.json"), bench.json("c.json"));
+}
+
+#[test]
+fn a_baseline_gives_the_gap_closed() {
+    let bench = trained("steps = 9");
+    let output = bench.expect(
+        &["eval", "--config", "run.toml", "--student", "teacher/student", "--baseline", "run/student", "--json", "e.json"],
+        0,
+    );
+    assert_eq!(bench.json("e.json")["gap_closed"], 1.0);
+    assert!(stdout(output).contains("gap closed"));
+}
+
+#[test]
+fn dumped_logits_are_those_of_every_position() {
+    let bench = trained("steps = 2");
+    bench.expect(&["eval", "--config", "run.toml", "--student", "run/student", "--dump-logits", "l.safetensors"], 0);
+    let file = candle_core::safetensors::load(bench.path("l.safetensors"), &Device::Cpu).unwrap();
+    let (_, t) = file["input_ids"].dims2().unwrap();
+    assert_eq!(file["logits"].dims3().unwrap(), (1, t, 400));
+    assert!(file["logits"].sum_all().unwrap().to_scalar::<f32>().unwrap().is_finite());
+}
+
+#[test]
+fn generation_is_greedy_by_default_and_reproducible_with_a_seed() {
+    let bench = trained("steps = 2");
+    let run = |more: &[&str]| {
+        let args = ["generate", "--model", "teacher/student", "--prompt", "red 1?", "--raw", "--max-tokens", "12"];
+        stdout(bench.expect(&[&args[..], more].concat(), 0))
+    };
+    assert_eq!(run(&[]), run(&["--seed", "9"]));
+    let warm = |seed| run(&["--temperature", "1.5", "--seed", seed]);
+    assert_eq!(warm("1"), warm("1"));
+    assert_ne!(warm("1"), warm("2"));
+}
+
+#[test]
+fn inspect_tells_models_checkpoints_runs_and_configs_apart() {
+    let bench = trained("steps = 9");
+    let inspect = |path: &str| stdout(bench.expect(&["inspect", path], 0));
+    assert!(inspect("run/student").contains("architecture"));
+    assert!(inspect("run/checkpoints/step-00000009").contains("every file matches its digest"));
+    assert!(inspect("run").contains("step-00000009"));
+    assert!(inspect("run.toml").contains("a step, median of"));
+    bench.refused(&["inspect", "nowhere"]);
+    bench.refused(&["inspect", "train.jsonl"]);
+}
+
+#[test]
+fn a_dry_run_shows_the_rows_with_their_targets_and_writes_nothing() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 5");
+    let plan = stdout(bench.expect(&["train", "--config", "run.toml", "--dry-run"], 0));
+    for part in ["teacher", "23 records", "5 of 4 rows", "train.jsonl:", "«", "memory", "time"] {
+        assert!(plan.contains(part), "{part:?} is not in:\n{plan}");
+    }
+    assert!(!bench.path("run").exists());
+}
+
+#[test]
+fn results_go_to_stdout_and_everything_else_to_stderr() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 3");
+    let output = bench.expect(&["train", "--config", "run.toml"], 0);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(out.contains("KL(teacher‖student)") && !out.contains("step 1/3"), "{out}");
+    assert!(err.contains("step 1/3") && !err.contains('\u{1b}'), "{err}");
+}
+
+#[test]
+fn rows_in_train_and_eval_alike_are_warned_of() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 2");
+    bench.write("held_out.jsonl", common::pair(3) + &common::pair(100));
+    let output = bench.expect(&["train", "--config", "run.toml"], 0);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("train_eval_overlap"));
+    assert!(String::from_utf8(bench.read("run/metrics.jsonl")).unwrap().contains("train_eval_overlap"));
+}
+
+#[test]
+fn packing_changes_the_steps_but_not_the_loss_of_a_row() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 1");
+    // One step over the whole corpus, packed or not: the same targets, so the same loss and gradient.
+    let whole = ["train", "--config", "run.toml", "--set", "train.micro_batch_size=2", "--set", "train.batch_size=23"];
+    bench.expect(&[&whole[..], &["--output", "rows"]].concat(), 0);
+    bench.expect(&[&whole[..], &["--output", "packs", "--set", "data.packing=true"]].concat(), 0);
+    let first = |run: &str| bench.timeless_metrics(run).into_iter().find(|e| e["event"] == "train").unwrap();
+    let (rows, packs) = (first("rows"), first("packs"));
+    assert_eq!(rows["tokens"], packs["tokens"]);
+    for name in ["loss", "grad_norm"] {
+        let (a, b) = (rows[name].as_f64().unwrap(), packs[name].as_f64().unwrap());
+        assert!((a - b).abs() <= 1e-5 * a.abs(), "{name}: {a} and {b}");
+    }
+}
+
+#[test]
+fn a_pruned_student_starts_as_the_layers_it_was_cut_from() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 1");
+    let text = String::from_utf8(bench.read("run.toml")).unwrap();
+    bench.write("run.toml", text.replace("kind = \"fresh\"\nconfig = \"student.json\"", "kind = \"pruned\"\nlayers = [0, 1]"));
+    bench.expect(&["train", "--config", "run.toml"], 0);
+    // Nothing was cut, so the student begins as its teacher.
+    let before = &bench.json("run/summary.json")["initial_eval"];
+    assert_eq!((&before["kl_mean"], &before["top1_agreement"]), (&0.0.into(), &1.0.into()));
+}
+
+#[test]
+fn an_output_in_bf16_halves_the_folder_and_is_evaluated_as_it_was_saved() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 4");
+    bench.expect(&["train", "--config", "run.toml", "--set", "output.dtype=bf16"], 0);
+    let size = |path: &str| bench.read(path).len();
+    assert!(size("run/student/model.safetensors") < size("run/checkpoints/step-00000004/model.safetensors") * 6 / 10);
+    let config = bench.json("run/student/config.json");
+    assert_eq!(config["torch_dtype"], "bfloat16");
+    bench.expect(&["eval", "--config", "run.toml", "--student", "run/student", "--json", "e.json"], 0);
+    assert_eq!(bench.json("e.json")["kl_mean"], bench.json("run/summary.json")["final_eval"]["kl_mean"]);
+}
+
+#[test]
+fn max_time_ends_a_run_early_and_whole() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 1000000\nmax_time = \"1s\"");
+    bench.expect(&["train", "--config", "run.toml", "--set", "eval.every_steps=100000"], 0);
+    let summary = bench.json("run/summary.json");
+    assert_eq!(summary["status"], "time_up");
+    assert!(summary["final_eval"]["kl_mean"].is_number());
+}
+
+#[test]
+fn hidden_weights_all_move_in_a_step() {
+    let bench = trained("steps = 1");
+    let load = |path: &str| candle_core::safetensors::load(bench.path(path), &Device::Cpu).unwrap();
+    bench.expect(&["train", "--config", "run.toml", "--output", "two", "--set", "train.steps=2"], 0);
+    let (one, two) = (load("run/student/model.safetensors"), load("two/student/model.safetensors"));
+    let moved = |a: &Tensor, b: &Tensor| (a - b).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap() > 0.0;
+    for (name, tensor) in &one {
+        assert!(moved(tensor, &two[name]), "{name} did not move");
+    }
+}

@@ -1,0 +1,132 @@
+//! A user's folder: a tiny corpus, tiny model shapes, a config, and the binary that runs on them.
+#![allow(dead_code)] // each test file uses its own part
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+pub struct Bench {
+    pub dir: tempfile::TempDir,
+}
+
+/// A tokenizer of 400 tokens with special tokens; see tests/goldens/README.md.
+pub fn tokenizer() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/chat")
+}
+
+pub fn model_config(layers: usize, width: usize) -> String {
+    format!(
+        r#"{{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": {width}, "intermediate_size": 48,
+        "num_hidden_layers": {layers}, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400,
+        "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
+        "bos_token_id": 3, "eos_token_id": 1, "initializer_range": 0.1, "torch_dtype": "float32"}}"#
+    )
+}
+
+pub const WORDS: [&str; 8] = ["red", "a green", "blue and", "the old", "stone", "river runs", "sky", "no"];
+
+pub fn pair(i: usize) -> String {
+    let word = |n: usize| WORDS[(i * 7 + n * 3 + i / 5) % WORDS.len()];
+    format!("{{\"prompt\": \"{} {i}?\", \"response\": \"{} {} {}\"}}\n", word(0), word(1), word(2), word(i % 4))
+}
+
+impl Bench {
+    /// A folder with train.jsonl (23 rows), held_out.jsonl (5 rows) and the shapes of a teacher and a student.
+    pub fn new() -> Self {
+        let bench = Self { dir: tempfile::tempdir().unwrap() };
+        bench.write("train.jsonl", &(0..23).map(pair).collect::<String>());
+        bench.write("held_out.jsonl", &(100..105).map(pair).collect::<String>());
+        bench.write("teacher.json", &model_config(2, 32));
+        bench.write("student.json", &model_config(1, 16));
+        bench
+    }
+
+    /// The same with a trained teacher in teacher/student.
+    pub fn with_teacher() -> Self {
+        let bench = Self::new();
+        let config = format!(
+            "[student]\nkind = \"fresh\"\nconfig = \"teacher.json\"\ntokenizer = '{}'\n\
+             [data]\ntrain = \"train.jsonl\"\nmax_length = 48\nchat_template = \"none\"\n\
+             [loss]\nkind = \"cross_entropy\"\n[train]\nsteps = 20\nbatch_size = 8\nlearning_rate = 1e-2\n\
+             [output]\ndir = \"teacher\"\n",
+            tokenizer().display()
+        );
+        bench.write("teacher.toml", &config);
+        bench.expect(&["train", "--config", "teacher.toml"], 0);
+        bench
+    }
+
+    /// A run config that distils teacher/student into a fresh student; `more` is added to `[train]`.
+    pub fn distil_config(&self, more: &str) -> &'static str {
+        let config = format!(
+            "[teacher]\nkind = \"local\"\npath = \"teacher/student\"\n[student]\nkind = \"fresh\"\nconfig = \"student.json\"\n\
+             [data]\ntrain = \"train.jsonl\"\neval = \"held_out.jsonl\"\nmax_length = 48\nchat_template = \"none\"\n\
+             [eval]\nevery_steps = 4\n[checkpoint]\nevery_steps = 3\n[output]\ndir = \"run\"\n\
+             [train]\nbatch_size = 4\nmicro_batch_size = 3\nlearning_rate = 5e-3\n{more}\n"
+        );
+        self.write("run.toml", &config);
+        "run.toml"
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        let path = self.path(name);
+        std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+
+    pub fn json(&self, name: &str) -> serde_json::Value {
+        serde_json::from_slice(&self.read(name)).unwrap()
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_distill"));
+        command.args(args).current_dir(self.dir.path()).env("RAYON_NUM_THREADS", "2");
+        command
+    }
+
+    /// Runs the binary in the folder and insists on its exit code.
+    pub fn expect(&self, args: &[&str], code: i32) -> Output {
+        let output = self.command(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "distill {args:?}\n{}", String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    /// Runs a command that must be refused with exit 2 and returns what it said.
+    pub fn refused(&self, args: &[&str]) -> String {
+        let output = self.expect(args, 2);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!text.contains("panicked"), "{text}");
+        text
+    }
+
+    /// metrics.jsonl without the fields that hold times.
+    pub fn timeless_metrics(&self, run: &str) -> Vec<serde_json::Value> {
+        let text = String::from_utf8(self.read(&format!("{run}/metrics.jsonl"))).unwrap();
+        let timeless = |line: &str| {
+            let mut event: serde_json::Value = serde_json::from_str(line).unwrap();
+            let fields = event.as_object_mut().unwrap();
+            fields.retain(|name, _| !name.contains("second"));
+            event
+        };
+        text.lines().map(timeless).filter(|e| e["event"] == "train" || e["event"] == "eval").collect()
+    }
+}
+
+/// Every file of a folder but those that hold times, by name.
+pub fn files(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
+        .filter(|(name, _)| name != "state.json" && name != "manifest.json")
+        .collect()
+}

@@ -1,0 +1,140 @@
+//! A run that was stopped, signalled or killed ends as the unbroken one, byte for byte.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Bench, files};
+
+const RESUME: [&str; 4] = ["train", "--config", "run.toml", "--resume"];
+
+/// Runs `interrupt` in its own output folder and compares the end with an unbroken run's.
+fn ends_like_the_unbroken_run(more: &str, data: &str, interrupt: impl Fn(&Bench, &str)) {
+    let bench = Bench::with_teacher();
+    bench.distil_config(more);
+    let text = String::from_utf8(bench.read("run.toml")).unwrap().replace("[eval]", &format!("{data}\n[eval]"));
+    bench.write("run.toml", text);
+    bench.expect(&["train", "--config", "run.toml", "--output", "whole"], 0);
+    interrupt(&bench, "broken");
+    let last = String::from_utf8(bench.read("whole/checkpoints/latest")).unwrap();
+    let folder = |run: &str| bench.path(run).join("checkpoints").join(last.trim());
+    assert_eq!(files(&folder("whole")), files(&folder("broken")), "the last checkpoints differ");
+    assert_eq!(files(&bench.path("whole/student")), files(&bench.path("broken/student")), "the students differ");
+    assert_eq!(bench.timeless_metrics("whole"), bench.timeless_metrics("broken"));
+    for field in ["steps", "tokens", "rows_used", "best", "initial_eval", "final_eval"] {
+        assert_eq!(bench.json("whole/summary.json")[field], bench.json("broken/summary.json")[field], "{field}");
+    }
+}
+
+fn stop_at(bench: &Bench, run: &str, steps: &[u64]) {
+    for step in steps {
+        let step = step.to_string();
+        bench.expect(&[&RESUME[..], &["--output", run, "--stop-after", &step]].concat(), 75);
+    }
+    bench.expect(&[&RESUME[..], &["--output", run]].concat(), 0);
+}
+
+#[test]
+fn stopped_at_any_step_of_a_shuffled_run_and_resumed() {
+    // 23 rows, 4 a step: 6 steps an epoch. First step, evaluation, mid-epoch, epoch end, checkpoint, last but one.
+    for step in [1, 4, 5, 6, 9, 11] {
+        ends_like_the_unbroken_run("epochs = 2", "", |bench, run| stop_at(bench, run, &[step]));
+    }
+}
+
+#[test]
+fn stopped_again_and_again_in_a_packed_run_with_a_decaying_rate() {
+    let more = "epochs = 3\nschedule = \"cosine\"\nwarmup_steps = 2\nweight_decay = 0.1";
+    ends_like_the_unbroken_run(more, "packing = true", |bench, run| stop_at(bench, run, &[1, 2, 3, 4]));
+}
+
+#[test]
+fn terminated_by_a_signal_and_resumed() {
+    ends_like_the_unbroken_run("steps = 400", "", |bench, run| {
+        let args = [&RESUME[..], &["--output", run]].concat();
+        let mut child = bench.command(&args).spawn().unwrap();
+        wait_for(bench, run, 3);
+        // SAFETY: the child is ours and has not been waited for.
+        unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+        assert_eq!(child.wait().unwrap().code(), Some(75));
+        bench.expect(&args, 0);
+    });
+}
+
+#[test]
+fn killed_again_and_again_and_resumed() {
+    ends_like_the_unbroken_run("steps = 400", "", |bench, run| {
+        let args = [&RESUME[..], &["--output", run]].concat();
+        for kill in 0..4 {
+            let mut child = bench.command(&args).spawn().unwrap();
+            wait_for(bench, run, 5 + 20 * kill);
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        bench.expect(&args, 0);
+    });
+}
+
+/// Until the run has a checkpoint and `step` train lines.
+fn wait_for(bench: &Bench, run: &str, step: usize) {
+    for _ in 0..2000 {
+        std::thread::sleep(Duration::from_millis(5));
+        let lines = std::fs::read_to_string(bench.path(run).join("metrics.jsonl")).unwrap_or_default();
+        let trained = lines.lines().filter(|l| l.contains("\"train\"")).count();
+        if trained >= step && bench.path(run).join("checkpoints/latest").exists() {
+            return;
+        }
+    }
+    panic!("the run never reached step {step}");
+}
+
+#[test]
+fn a_finished_run_can_be_made_longer() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 5");
+    bench.expect(&["train", "--config", "run.toml"], 0);
+    bench.expect(&[&RESUME[..], &["--set", "train.steps=9"]].concat(), 0);
+    assert_eq!(bench.json("run/summary.json")["steps"], 9);
+}
+
+#[test]
+fn another_config_corpus_or_teacher_is_refused_by_name() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 5");
+    bench.expect(&["train", "--config", "run.toml", "--stop-after", "2"], 75);
+    let said = bench.refused(&[&RESUME[..], &["--set", "train.learning_rate=1"]].concat());
+    assert!(said.contains("train.learning_rate"), "{said}");
+    let corpus = bench.read("train.jsonl");
+    bench.write("train.jsonl", [corpus.clone(), common::pair(50).into_bytes()].concat());
+    let said = bench.refused(&RESUME);
+    assert!(said.contains("the training data"), "{said}");
+    bench.write("train.jsonl", corpus);
+    let mut weights = bench.read("teacher/student/model.safetensors");
+    let last = weights.len() - 3;
+    weights[last] ^= 1;
+    bench.write("teacher/student/model.safetensors", weights);
+    let said = bench.refused(&RESUME);
+    assert!(said.contains("the teacher"), "{said}");
+}
+
+#[test]
+fn a_folder_in_use_is_refused_and_a_damaged_checkpoint_passed_over() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 8");
+    bench.expect(&["train", "--config", "run.toml", "--stop-after", "7"], 75);
+    assert!(bench.refused(&["train", "--config", "run.toml"]).contains("--resume"));
+    let latest = String::from_utf8(bench.read("run/checkpoints/latest")).unwrap();
+    let model = format!("run/checkpoints/{}/model.safetensors", latest.trim());
+    let whole = bench.read(&model);
+    bench.write(&model, &whole[..whole.len() / 2]);
+    let output = bench.expect(&RESUME, 0);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("model.safetensors"));
+}
+
+#[test]
+fn a_run_without_any_checkpoint_cannot_be_resumed() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 8");
+    bench.write("run/config.toml", "");
+    bench.expect(&RESUME, 1);
+}

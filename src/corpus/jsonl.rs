@@ -1,0 +1,151 @@
+//! One line of JSONL to one record, or the reason why not. Knows nothing of files, templates or tokens.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::fields::{Field, Top, Turn};
+use super::printable::printable;
+
+/// The longest line that is read, in bytes: bounds the memory that one line can ask for.
+pub const LONGEST_LINE: usize = 16 << 20;
+
+const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "developer"];
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct Message {
+    pub role: String,
+    pub content: String,
+}
+
+impl Message {
+    pub fn new(role: &str, content: &str) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+}
+
+/// What a row says, before any template or tokenizer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// `{"messages": [{"role", "content"}, …]}` with at least one assistant turn.
+    Chat(Vec<Message>),
+    /// `{"prompt", "response"}`; the response is not empty.
+    Pair { prompt: String, response: String },
+    /// `{"text"}`, not empty.
+    Text(String),
+}
+
+impl Record {
+    /// Parses one line without its line end. Where a row has several kinds of fields, `messages` wins over
+    /// `prompt` and `response`, and these over `text`; every other field is ignored. A field that is null counts as absent
+    /// as long as another kind is there.
+    ///
+    /// The error is a reason for a message, safe to print.
+    pub fn parse(line: &[u8]) -> Result<Self, String> {
+        let line = std::str::from_utf8(line).map_err(|e| format!("invalid UTF-8 at byte {}", e.valid_up_to() + 1))?;
+        let top: Top = serde_json::from_str(line).map_err(|e| {
+            let text = e.to_string();
+            let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+            format!("malformed JSON at column {}: {}", e.column(), printable(text))
+        })?;
+        top.into_record()
+    }
+
+    /// A 64-bit hash of the content: equal for a pair and for the conversation that says the same.
+    /// Stable within one build only.
+    pub fn content_hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        match self {
+            Record::Chat(messages) => messages.hash(&mut hasher),
+            Record::Pair { prompt, response } => {
+                vec![Message::new("user", prompt), Message::new("assistant", response)].hash(&mut hasher)
+            }
+            Record::Text(text) => text.hash(&mut hasher),
+        }
+        hasher.finish()
+    }
+}
+
+impl Top {
+    fn into_record(self) -> Result<Record, String> {
+        let fields = match self {
+            Top::Object(fields) => *fields,
+            Top::Other(kind) => return Err(format!("a row must be a JSON object, found {kind}")),
+        };
+        if let Some(key) = fields.duplicate {
+            return Err(format!("duplicate key {}", quoted(&key)));
+        }
+        let given = |f: &Option<Field>| f.as_ref().is_some_and(|f| f.kind() != "null");
+        let no_other = !given(&fields.prompt) && !given(&fields.response) && !given(&fields.completion);
+        if given(&fields.messages) || (fields.messages.is_some() && no_other && !given(&fields.text)) {
+            return conversation(fields.messages.expect("it is given"));
+        }
+        if given(&fields.response) && given(&fields.completion) {
+            return Err(r#"both "response" and "completion": name one"#.into());
+        }
+        let response = if fields.completion.is_some() && !given(&fields.response) {
+            fields.completion.map(|f| (r#""completion""#, f))
+        } else {
+            fields.response.map(|f| (r#""response""#, f))
+        };
+        match (fields.prompt, response, fields.text) {
+            (prompt, response, Some(text))
+                if no_other && (text.kind() != "null" || (prompt.is_none() && response.is_none())) =>
+            {
+                let text = text.text(r#""text""#)?;
+                if text.is_empty() {
+                    return Err(r#""text" is empty: the row has no target"#.into());
+                }
+                Ok(Record::Text(text))
+            }
+            (None, None, _) => Err(r#"missing fields: expected "messages", "prompt" and "response", or "text""#.into()),
+            (None, Some(_), _) => Err(r#"missing field "prompt""#.into()),
+            (Some(prompt), None, _) => {
+                prompt.text(r#""prompt""#)?;
+                Err(r#"a "prompt" without a "response" has no target: it needs rollouts, which this version does not have"#.into())
+            }
+            (Some(prompt), Some((name, response)), _) => {
+                let (prompt, response) = (prompt.text(r#""prompt""#)?, response.text(name)?);
+                if response.is_empty() {
+                    return Err(format!("{name} is empty: the row has no target"));
+                }
+                Ok(Record::Pair { prompt, response })
+            }
+        }
+    }
+}
+
+fn conversation(messages: Field) -> Result<Record, String> {
+    let turns = match messages {
+        Field::Messages(turns) => turns,
+        other => return Err(format!(r#""messages" must be an array, found {}"#, other.kind())),
+    };
+    let mut messages = Vec::with_capacity(turns.len());
+    for (i, turn) in turns.into_iter().enumerate() {
+        let (role, content) = match turn {
+            Turn::Other(kind) => return Err(format!("messages[{i}] must be an object, found {kind}")),
+            Turn::Object { duplicate: Some(key), .. } => {
+                return Err(format!("duplicate key {} in messages[{i}]", quoted(&key)));
+            }
+            Turn::Object { calls_tools: true, .. } => {
+                return Err(format!(r#"messages[{i}] has "tool_calls", which this version does not render"#));
+            }
+            Turn::Object { role, content, .. } => (role, content),
+        };
+        let role = role.ok_or_else(|| format!(r#"messages[{i}]: missing field "role""#))?;
+        let role = role.text(&format!(r#"messages[{i}]: "role""#))?;
+        if !ROLES.contains(&role.as_str()) {
+            return Err(format!("messages[{i}]: unknown role {} (allowed: {})", quoted(&role), ROLES.join(", ")));
+        }
+        let content = content.ok_or_else(|| format!(r#"messages[{i}]: missing field "content""#))?;
+        let content = content.text(&format!(r#"messages[{i}]: "content""#))?;
+        messages.push(Message { role, content });
+    }
+    if !messages.iter().any(|m| m.role == "assistant") {
+        return Err(r#""messages" has no assistant turn: the row has no target"#.into());
+    }
+    Ok(Record::Chat(messages))
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", printable(text))
+}

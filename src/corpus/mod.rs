@@ -2,9 +2,12 @@
 
 mod batch;
 mod fields;
+mod index;
 mod jsonl;
+mod lines;
 mod printable;
 
 pub use batch::{Batch, Row, RowRef};
+pub use index::{CorpusFile, CorpusIndex, OnBadRecord, Place, Rejected, Rejections};
 pub use jsonl::{LONGEST_LINE, Message, Record};
 pub use printable::printable;

@@ -5,9 +5,11 @@ mod fields;
 mod index;
 mod jsonl;
 mod lines;
+mod overlap;
 mod printable;
 
 pub use batch::{Batch, Row, RowRef};
 pub use index::{CorpusFile, CorpusIndex, OnBadRecord, Place, Rejected, Rejections};
 pub use jsonl::{LONGEST_LINE, Message, Record};
+pub use overlap::{Overlap, OverlapFinder};
 pub use printable::printable;

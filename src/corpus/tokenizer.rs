@@ -1,0 +1,217 @@
+//! A model folder's tokenizer: tokenizer.json and what the files beside it say about its special tokens.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use super::chat::SpecialTokens;
+use super::printable::printable;
+use crate::{Error, Result};
+
+/// Files that make up a tokenizer: copied into every checkpoint so that it is a complete model.
+const FILES: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// Text to token ids and back. Cheap to share between threads.
+#[derive(Debug)]
+pub struct TextTokenizer {
+    tokenizer: Tokenizer,
+    dir: PathBuf,
+    special: SpecialTokens,
+    bos_id: Option<u32>,
+    eos_id: Option<u32>,
+    stop_ids: Vec<u32>,
+    /// Texts that are one special token each, the longest first.
+    special_texts: Vec<String>,
+    /// The bytes that one of them starts with: all other positions of a text are passed over.
+    special_starts: [bool; 256],
+    vocab: HashMap<String, u32>,
+}
+
+impl TextTokenizer {
+    /// Loads `dir/tokenizer.json`. BOS and EOS come from tokenizer_config.json, then special_tokens_map.json, then the ids
+    /// in generation_config.json and config.json. Truncation and padding stored in the file are switched off.
+    ///
+    /// Input errors: a file that is missing or malformed, a special token that the vocabulary does not have.
+    pub fn from_dir(dir: &Path) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        let bytes = std::fs::read(&path).map_err(|e| Error::unreadable(&path, e))?;
+        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| {
+            Error::input(format!("{} is not a tokenizer: {}", path.display(), printable(&e.to_string())))
+        })?;
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|e| Error::input(format!("{}: {e}", path.display())))?;
+
+        let optional = |name: &str| {
+            let path = dir.join(name);
+            if path.exists() { read_json(&path) } else { Ok(Value::Null) }
+        };
+        let named = [optional("tokenizer_config.json")?, optional("special_tokens_map.json")?];
+        let numbered = [optional("generation_config.json")?, optional("config.json")?];
+        let text = |name: &str| {
+            named
+                .iter()
+                .find_map(|json| json[name].as_str().or_else(|| json[name]["content"].as_str()).map(str::to_owned))
+        };
+        let from_ids = |name: &str| numbered.iter().map(|json| ids(&json[name])).find(|ids| !ids.is_empty());
+        let mut special = SpecialTokens {
+            bos: text("bos_token"),
+            eos: text("eos_token"),
+            unk: text("unk_token"),
+            pad: text("pad_token"),
+        };
+        for (token, name) in [(&mut special.bos, "bos_token_id"), (&mut special.eos, "eos_token_id")] {
+            if token.is_none() {
+                *token = from_ids(name).and_then(|ids| tokenizer.id_to_token(ids[0]));
+            }
+        }
+        let id = |token: &Option<String>| -> Result<Option<u32>> {
+            let Some(token) = token else { return Ok(None) };
+            let id = tokenizer.token_to_id(token).ok_or_else(|| {
+                Error::input(format!(
+                    "{}: the special token \"{}\" is not in the vocabulary",
+                    path.display(),
+                    printable(token)
+                ))
+            })?;
+            Ok(Some(id))
+        };
+        let (bos_id, eos_id) = (id(&special.bos)?, id(&special.eos)?);
+        let mut stop_ids: Vec<u32> = eos_id.into_iter().collect();
+        for json in &numbered {
+            stop_ids.extend(ids(&json["eos_token_id"]));
+        }
+        let mut unique = std::collections::HashSet::new();
+        stop_ids.retain(|&id| unique.insert(id));
+
+        let added = tokenizer.get_added_tokens_decoder();
+        let mut special_texts: Vec<String> = added.values().filter(|t| t.special).map(|t| t.content.clone()).collect();
+        special_texts.extend([&special.bos, &special.eos, &special.pad].into_iter().flatten().cloned());
+        special_texts.retain(|text| !text.is_empty());
+        special_texts.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
+        special_texts.dedup();
+
+        let mut special_starts = [false; 256];
+        special_texts.iter().for_each(|text| special_starts[text.as_bytes()[0] as usize] = true);
+
+        let vocab = tokenizer.get_vocab(true);
+        Ok(Self { tokenizer, dir: dir.into(), special, bos_id, eos_id, stop_ids, special_texts, special_starts, vocab })
+    }
+
+    /// The folder it came from.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Token ids of `text`; with `add_special` the ones that the tokenizer itself puts around a text come along.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, add_special);
+        let encoding =
+            encoding.map_err(|e| Error::input(format!("cannot be tokenised: {}", printable(&e.to_string()))))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`; unknown ids are left out.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.tokenizer.decode(ids, skip_special).map_err(|e| Error::run(format!("token ids cannot be decoded: {e}")))
+    }
+
+    /// One token for a message: its text where it is text by itself, else its name in the vocabulary; safe to print.
+    pub fn token(&self, id: u32) -> String {
+        let text = self.tokenizer.decode(&[id], false).ok().filter(|t| !t.is_empty() && !t.contains('\u{fffd}'));
+        match text.or_else(|| self.tokenizer.id_to_token(id)) {
+            Some(text) => printable(&text),
+            None => format!("#{id}"),
+        }
+    }
+
+    /// Number of tokens, added ones included. Ids may have holes: see [`TextTokenizer::max_token_id`].
+    pub fn vocab_size(&self) -> usize {
+        self.vocab.len()
+    }
+
+    /// The highest id that encoding can yield: a model needs more rows than that.
+    pub fn max_token_id(&self) -> u32 {
+        self.vocab.values().copied().max().unwrap_or(0)
+    }
+
+    pub fn special(&self) -> &SpecialTokens {
+        &self.special
+    }
+
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos_id
+    }
+
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos_id
+    }
+
+    /// Where generation stops: EOS, then what generation_config.json and config.json name besides.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    /// The files to copy into a checkpoint, as (name, path).
+    pub fn files(&self) -> Vec<(&'static str, PathBuf)> {
+        FILES.iter().map(|&name| (name, self.dir.join(name))).filter(|(_, path)| path.exists()).collect()
+    }
+
+    /// Where `other` maps a token to another id, or None if the two vocabularies are the same map. Sizes decide nothing:
+    /// two tokenizers of one size can number their tokens differently.
+    pub fn vocabulary_difference(&self, other: &TextTokenizer) -> Option<String> {
+        let shown = |id: Option<&u32>| id.map_or("absent".into(), |id| id.to_string());
+        let mut different: Vec<(u32, &str)> = vec![];
+        for (token, id) in &self.vocab {
+            if other.vocab.get(token) != Some(id) {
+                different.push((*id, token));
+            }
+        }
+        different
+            .extend(other.vocab.iter().filter(|(t, _)| !self.vocab.contains_key(*t)).map(|(t, id)| (*id, t.as_str())));
+        if different.is_empty() {
+            return None;
+        }
+        different.sort();
+        let examples: Vec<String> = different
+            .iter()
+            .take(3)
+            .map(|(_, t)| {
+                format!("\"{}\" is {} and {}", printable(t), shown(self.vocab.get(*t)), shown(other.vocab.get(*t)))
+            })
+            .collect();
+        let (ours, theirs) = (self.max_token_id(), other.max_token_id());
+        let count = different.len();
+        Some(format!("{count} tokens differ: {}; the highest ids are {ours} and {theirs}", examples.join(", ")))
+    }
+
+    /// The first special token in `text` at or after byte `from`: where it starts and ends.
+    pub(super) fn find_special(&self, text: &str, from: usize) -> Option<(usize, usize)> {
+        let bytes = text.as_bytes();
+        (from..bytes.len()).filter(|&at| self.special_starts[bytes[at] as usize]).find_map(|at| {
+            let special = self.special_texts.iter().find(|s| bytes[at..].starts_with(s.as_bytes()))?;
+            Some((at, at + special.len()))
+        })
+    }
+}
+
+fn ids(json: &Value) -> Vec<u32> {
+    let one = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    match json {
+        Value::Array(list) => list.iter().filter_map(one).collect(),
+        other => one(other).into_iter().collect(),
+    }
+}
+
+/// A JSON file of the model folder; an input error names it.
+pub(super) fn read_json(path: &Path) -> Result<Value> {
+    let bytes = std::fs::read(path).map_err(|e| Error::unreadable(path, e))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::input(format!("{} is not valid JSON: {e}", path.display())))
+}

@@ -1,4 +1,8 @@
 //! From JSONL files to batches.
+//!
+//! A file's lines become [`Record`]s ([`CorpusIndex`] remembers where they stand), an [`Encoder`] turns a record into [`Row`]s of
+//! token ids with a target mask, and a [`Loader`] hands them out in a seeded order, a [`Step`] at a time. [`Batch`] lays rows end to
+//! end. Memory holds positions and lengths, never the corpus.
 
 mod batch;
 mod chat;
@@ -7,6 +11,8 @@ mod fields;
 mod index;
 mod jsonl;
 mod lines;
+mod loader;
+mod order;
 mod overlap;
 mod printable;
 mod sandbox;
@@ -18,6 +24,7 @@ pub use chat::{ChatTemplate, SpecialTokens};
 pub use encode::{EncodeError, Encoded, EncodedRow, Encoder, LossOn, TemplateChoice};
 pub use index::{CorpusFile, CorpusIndex, OnBadRecord, Place, Rejected, Rejections};
 pub use jsonl::{LONGEST_LINE, Message, Record};
+pub use loader::{LoadOrder, Loader, LoaderState, Step};
 pub use overlap::{Overlap, OverlapFinder};
 pub use printable::printable;
 pub use tokenizer::TextTokenizer;

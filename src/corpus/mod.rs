@@ -16,6 +16,7 @@ mod order;
 mod overlap;
 mod printable;
 mod sandbox;
+mod scan;
 mod tokenizer;
 mod turns;
 
@@ -27,4 +28,5 @@ pub use jsonl::{LONGEST_LINE, Message, Record};
 pub use loader::{LoadOrder, Loader, LoaderState, Step};
 pub use overlap::{Overlap, OverlapFinder};
 pub use printable::printable;
+pub use scan::{Scan, scan};
 pub use tokenizer::TextTokenizer;

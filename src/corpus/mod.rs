@@ -20,6 +20,9 @@ mod scan;
 mod tokenizer;
 mod turns;
 
+#[cfg(test)]
+mod tests;
+
 pub use batch::{Batch, Row, RowRef};
 pub use chat::{ChatTemplate, SpecialTokens};
 pub use encode::{EncodeError, Encoded, EncodedRow, Encoder, LossOn, TemplateChoice};

@@ -26,7 +26,7 @@ const FUEL_PER_MESSAGE: u64 = 1_000;
 /// Ten passes over every byte of the conversation and more.
 const BYTES_PER_FUEL: usize = 4;
 /// How many times 10 ms a conversation may take.
-const PATIENCE: usize = 80;
+const PATIENCE: usize = 50;
 /// Enough to drop or print the deepest value that the fuel can nest; untouched pages cost nothing.
 const STACK: usize = 256 << 20;
 
@@ -140,12 +140,17 @@ impl ChatTemplate {
         all.remove(0).map_err(|reason| Error::input(format!("the chat template refuses the conversation: {reason}")))
     }
 
+    /// Whether it once ran for so long that it was left behind: then every further rendering fails.
+    pub(super) fn hung(&self) -> bool {
+        self.hung.load(Ordering::Relaxed)
+    }
+
     /// Renders `messages[..n]` for each `(n, add_generation_prompt)`, in order; each is a text or a reason.
     pub(super) fn render_parts(&self, messages: &Arc<Vec<Message>>, parts: Vec<(usize, bool)>) -> Vec<Rendering> {
         let count = parts.len();
         let refuse = |reason: String| vec![Err(reason); count];
         // One thread left behind is enough: a template that hung once is not tried again.
-        if self.hung.load(Ordering::Relaxed) {
+        if self.hung() {
             return refuse(TOO_MUCH_WORK.into());
         }
         let (engine, messages) = (self.engine.clone(), messages.clone());

@@ -206,8 +206,12 @@ impl Encoder {
         Ok(tokens)
     }
 
-    fn chat(&self, template: &ChatTemplate, messages: Vec<Message>) -> Result<Vec<Tokens>, String> {
-        let turns = Turns::find(template, &self.tokenizer, messages)?;
+    fn chat(&self, template: &ChatTemplate, messages: Vec<Message>) -> Result<Vec<Tokens>, EncodeError> {
+        let turns = Turns::find(template, &self.tokenizer, messages).map_err(|reason| match template.hung() {
+            // No record passes after that, and what was left behind goes on eating: the run must end.
+            true => EncodeError::Setup(Error::input(reason)),
+            false => EncodeError::Record(reason),
+        })?;
         match turns {
             Turns::Together { turns, tail } => {
                 let mut tokens = Tokens::default();
@@ -225,7 +229,7 @@ impl Encoder {
                     let mut tokens = Tokens::default();
                     self.append(&mut tokens, turn).map(|()| tokens)
                 };
-                turns.iter().map(row).collect()
+                Ok(turns.iter().map(row).collect::<Result<_, String>>()?)
             }
         }
     }

@@ -7,6 +7,7 @@
 mod batch;
 mod chat;
 mod encode;
+mod fields;
 mod index;
 mod jsonl;
 mod lines;

@@ -32,6 +32,15 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
             state.consume_fuel((pieces / SLOTS) as u64)?;
         }
         (Some(text), "splitlines") => state.consume_fuel((text.matches('\n').count() / SLOTS) as u64)?,
+        // A width or a precision is a number of characters to make.
+        (Some(text), "format") => {
+            let digits = text.as_bytes().split(|b| !b.is_ascii_digit()).map(<[u8]>::len).max().unwrap_or(0);
+            if digits > 3 || text.contains("{:{") {
+                return Err(Error::new(ErrorKind::InvalidOperation, "format: a width beyond 999"));
+            }
+            // Texts that are put in many times over, each at no more than 999 or its own length.
+            state.consume_fuel(text.matches('{').count().saturating_mul(16 + bytes / BYTES) as u64)?;
+        }
         (None, "count") => {
             for _ in value.try_iter()?.checked() {
                 state.consume_fuel(1)?;

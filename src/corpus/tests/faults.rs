@@ -109,7 +109,7 @@ fn bad_rows_are_listed_with_file_and_line_and_skipped_if_asked() {
              expected ident\nmend the data, or set on_bad_record = \"skip\" to pass over such rows"
         )
     );
-    let index = CorpusIndex::open(&[path.clone()], OnBadRecord::Skip).unwrap();
+    let index = CorpusIndex::open(std::slice::from_ref(&path), OnBadRecord::Skip).unwrap();
     assert_eq!((index.len(), index.rejections().count), (2, 2));
     assert_eq!(index.rejections().first[1].place.line, 5);
     let (record, place) = index.read(0).unwrap();
@@ -119,9 +119,9 @@ fn bad_rows_are_listed_with_file_and_line_and_skipped_if_asked() {
     assert_eq!(index.files()[0].bytes, content.len() as u64);
 
     let many = file(dir.path(), "many.jsonl", "{}\n".repeat(2000));
-    assert!(refusal(&[many.clone()]).contains("2000 bad rows"));
-    assert!(refusal(&[many.clone()]).contains("… and 1990 more"));
-    let error = CorpusIndex::open(&[many.clone()], OnBadRecord::Skip).unwrap_err().to_string();
+    assert!(refusal(std::slice::from_ref(&many)).contains("2000 bad rows"));
+    assert!(refusal(std::slice::from_ref(&many)).contains("… and 1990 more"));
+    let error = CorpusIndex::open(std::slice::from_ref(&many), OnBadRecord::Skip).unwrap_err().to_string();
     assert_eq!(error, format!("{} holds no rows (2000 bad rows were passed over)", many.display()));
 }
 
@@ -129,10 +129,13 @@ fn bad_rows_are_listed_with_file_and_line_and_skipped_if_asked() {
 fn files_that_are_no_jsonl_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing.jsonl");
-    assert!(refusal(&[missing.clone()]).starts_with(&format!("cannot read {}: No such file", missing.display())));
+    assert!(
+        refusal(std::slice::from_ref(&missing))
+            .starts_with(&format!("cannot read {}: No such file", missing.display()))
+    );
     assert!(refusal(&[dir.path().into()]).ends_with("is not a regular file"));
     let empty = file(dir.path(), "empty.jsonl", "\n \n");
-    assert_eq!(refusal(&[empty.clone()]), format!("{} holds no rows", empty.display()));
+    assert_eq!(refusal(std::slice::from_ref(&empty)), format!("{} holds no rows", empty.display()));
     for (magic, what) in [
         (
             b"\x1f\x8b\x08\0".as_slice(),
@@ -168,7 +171,7 @@ fn a_giant_line_is_refused_and_the_rows_around_it_are_read() {
 fn a_file_that_changed_under_us_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(dir.path(), "a.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b\"}\n");
-    let index = CorpusIndex::open(&[path.clone()], OnBadRecord::Fail).unwrap();
+    let index = CorpusIndex::open(std::slice::from_ref(&path), OnBadRecord::Fail).unwrap();
     let digest = index.digest();
     for content in ["{\"text\": \"a\"}\n{\"text\": \"c\"}\n", "{\"text\": \"a\"}\n"] {
         // In place: the open handle sees it.
@@ -177,7 +180,7 @@ fn a_file_that_changed_under_us_is_noticed() {
         let error = index.read(1).unwrap_err();
         assert_eq!(error.class(), crate::error::Class::Run);
         assert!(error.to_string().contains("a.jsonl:2 changed while it was in use"), "{error}");
-        assert_ne!(digest, CorpusIndex::open(&[path.clone()], OnBadRecord::Fail).unwrap().digest());
+        assert_ne!(digest, CorpusIndex::open(std::slice::from_ref(&path), OnBadRecord::Fail).unwrap().digest());
     }
 }
 

@@ -137,7 +137,7 @@ fn a_record_that_the_template_refuses_is_named() {
     let (_, encoder) = mixed(dir.path());
     let bad = json!({"prompt": "raise", "response": "r"}).to_string();
     let path = file(dir.path(), "bad.jsonl", format!("{}\n{bad}\n", json!({"prompt": "p", "response": "r"})));
-    let index = Arc::new(CorpusIndex::open(&[path.clone()], OnBadRecord::Fail).unwrap());
+    let index = Arc::new(CorpusIndex::open(std::slice::from_ref(&path), OnBadRecord::Fail).unwrap());
     let message = format!("{}:2: the chat template refuses the conversation: no", path.display());
     let order = LoadOrder { seed: 1, shuffle: false, epochs: None };
     let by_loader = Loader::new(index.clone(), encoder.clone(), order).next_step(2, false).unwrap_err().to_string();

@@ -44,7 +44,10 @@ fn config_faults_are_listed_all_at_once_with_their_lines() {
 #[test]
 fn kinds_of_later_versions_are_refused_not_ignored() {
     has(&refused_after(|b| edit(b, "kind = \"local\"", "kind = \"gguf\"")), &["gguf", "not available"]);
-    has(&refused_after(|b| edit(b, "[eval]", "[loss]\nkind = \"reverse_kl\"\n[eval]")), &["reverse_kl", "not available"]);
+    has(
+        &refused_after(|b| edit(b, "[eval]", "[loss]\nkind = \"reverse_kl\"\n[eval]")),
+        &["reverse_kl", "not available"],
+    );
     has(&ready().refused(&["train", "--config", "run.toml", "--device", "cuda"]), &["cuda", "--device cpu"]);
 }
 
@@ -100,7 +103,10 @@ fn damaged_weights_are_named() {
     has(&cut(|_| 0), &["model.safetensors"]);
     let said = refused_after(|b| {
         let config = String::from_utf8(b.read("teacher/student/config.json")).unwrap();
-        drop(b.write("teacher/student/config.json", config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")));
+        drop(b.write(
+            "teacher/student/config.json",
+            config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
+        ));
     });
     has(&said, &["missing", "model.layers.2."]);
 }

@@ -29,7 +29,9 @@ fn a_run_leaves_what_the_contract_says() {
     assert_eq!((&summary["status"], &summary["steps"]), (&"complete".into(), &9.into()));
     let kl = |eval: &str| summary[eval]["kl_mean"].as_f64().unwrap();
     assert!(kl("final_eval") < kl("initial_eval"));
-    for file in ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+    for file in
+        ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+    {
         assert!(bench.path("run/student").join(file).is_file(), "student/{file}");
         assert!(bench.path("run/checkpoints/step-00000009").join(file).is_file(), "checkpoint {file}");
     }
@@ -43,7 +45,9 @@ fn eval_of_the_saved_folder_equals_the_evaluation_in_memory() {
     bench.expect(&["eval", "--config", "run.toml", "--student", "run/student", "--json", "eval.json"], 0);
     let (eval, summary) = (bench.json("eval.json"), bench.json("run/summary.json"));
     let memory = bench.timeless_metrics("run").into_iter().rfind(|e| e["event"] == "eval").unwrap();
-    for name in ["kl_mean", "kl_median", "kl_p99", "top1_agreement", "student_perplexity", "teacher_perplexity", "tokens"] {
+    for name in
+        ["kl_mean", "kl_median", "kl_p99", "top1_agreement", "student_perplexity", "teacher_perplexity", "tokens"]
+    {
         assert_eq!(eval[name], summary["final_eval"][name], "{name}");
         assert_eq!(eval[name], memory[name], "{name}");
     }
@@ -53,10 +57,14 @@ fn eval_of_the_saved_folder_equals_the_evaluation_in_memory() {
 fn the_teacher_is_its_own_perfect_student() {
     let bench = trained("steps = 2");
     let teacher = "teacher/student";
-    let args = ["eval", "--teacher", teacher, "--student", teacher, "--data", "held_out.jsonl", "--chat-template", "none"];
+    let args =
+        ["eval", "--teacher", teacher, "--student", teacher, "--data", "held_out.jsonl", "--chat-template", "none"];
     bench.expect(&[&args[..], &["--json", "same.json"]].concat(), 0);
     let same = bench.json("same.json");
-    assert_eq!((&same["kl_mean"], &same["top1_agreement"], &same["top5_overlap"]), (&0.0.into(), &1.0.into(), &1.0.into()));
+    assert_eq!(
+        (&same["kl_mean"], &same["top1_agreement"], &same["top5_overlap"]),
+        (&0.0.into(), &1.0.into(), &1.0.into())
+    );
     assert!((same["acceptance"].as_f64().unwrap() - 1.0).abs() < 1e-6);
 }
 
@@ -74,7 +82,17 @@ fn gates_write_the_json_first_and_exit_3() {
 fn a_baseline_gives_the_gap_closed() {
     let bench = trained("steps = 9");
     let output = bench.expect(
-        &["eval", "--config", "run.toml", "--student", "teacher/student", "--baseline", "run/student", "--json", "e.json"],
+        &[
+            "eval",
+            "--config",
+            "run.toml",
+            "--student",
+            "teacher/student",
+            "--baseline",
+            "run/student",
+            "--json",
+            "e.json",
+        ],
         0,
     );
     assert_eq!(bench.json("e.json")["gap_closed"], 1.0);
@@ -169,7 +187,10 @@ fn a_pruned_student_starts_as_the_layers_it_was_cut_from() {
     let bench = Bench::with_teacher();
     bench.distil_config("steps = 1");
     let text = String::from_utf8(bench.read("run.toml")).unwrap();
-    bench.write("run.toml", text.replace("kind = \"fresh\"\nconfig = \"student.json\"", "kind = \"pruned\"\nlayers = [0, 1]"));
+    bench.write(
+        "run.toml",
+        text.replace("kind = \"fresh\"\nconfig = \"student.json\"", "kind = \"pruned\"\nlayers = [0, 1]"),
+    );
     bench.expect(&["train", "--config", "run.toml"], 0);
     // Nothing was cut, so the student begins as its teacher.
     let before = &bench.json("run/summary.json")["initial_eval"];
@@ -205,7 +226,8 @@ fn hidden_weights_all_move_in_a_step() {
     let load = |path: &str| candle_core::safetensors::load(bench.path(path), &Device::Cpu).unwrap();
     bench.expect(&["train", "--config", "run.toml", "--output", "two", "--set", "train.steps=2"], 0);
     let (one, two) = (load("run/student/model.safetensors"), load("two/student/model.safetensors"));
-    let moved = |a: &Tensor, b: &Tensor| (a - b).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap() > 0.0;
+    let moved =
+        |a: &Tensor, b: &Tensor| (a - b).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap() > 0.0;
     for (name, tensor) in &one {
         assert!(moved(tensor, &two[name]), "{name} did not move");
     }

@@ -88,9 +88,8 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     }
     let encoder = Arc::new(encoder(tokenizer.clone(), &request.chat_template, request.max_length, request.loss_on)?);
     let index = CorpusIndex::open(std::slice::from_ref(&request.data), request.on_bad_record.into())?;
-    let rows = HeldOut::take(Arc::new(index), encoder, request.max_rows)
-        .map_err(|e| e.context(request.data.display()))?
-        .rows;
+    let rows =
+        HeldOut::take(Arc::new(index), encoder, request.max_rows).map_err(|e| e.context(request.data.display()))?.rows;
     let teacher = LocalTeacher::new(Arc::new(build::load_model(&request.teacher, false, &screen)?))?;
     covers(teacher.decoder().config(), &tokenizer, "teacher")?;
     let evaluate = |folder: &Path| -> Result<(Decoder, EvalReport)> {
@@ -129,7 +128,12 @@ fn print(report: &EvalReport, baseline: Option<&EvalReport>, gap: Option<(f64, I
         println!("perplexity ratio                {ratio:>14.4}  (95 % interval {low:.4} to {high:.4})");
     }
     if let Some((gap, Interval(low, high))) = gap {
-        println!("gap closed                      {:>12.1} %  (95 % interval {:.1} to {:.1} %)", 100.0 * gap, 100.0 * low, 100.0 * high);
+        println!(
+            "gap closed                      {:>12.1} %  (95 % interval {:.1} to {:.1} %)",
+            100.0 * gap,
+            100.0 * low,
+            100.0 * high
+        );
     }
     println!("on {} rows, {} target tokens", report.rows, report.tokens);
 }

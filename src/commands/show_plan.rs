@@ -110,9 +110,13 @@ pub fn lines(plan: &Plan) -> Vec<String> {
     );
     line(
         "output",
-        format!("{}, {} a checkpoint, {} threads", config.output.dir.display(), Bytes(m.checkpoint), rayon::current_num_threads()),
+        format!(
+            "{}, {} a checkpoint, {} threads",
+            config.output.dir.display(),
+            Bytes(m.checkpoint),
+            rayon::current_num_threads()
+        ),
     );
-    lines.extend(plan.notices.iter().map(|n| format!("warning[{}]: {}", n.code, n.message)));
     lines
 }
 
@@ -134,6 +138,7 @@ const TIMED_STEPS: u64 = 3;
 /// The plan with the first rows and, from three timed steps on copies of the models, how long the run will take.
 pub fn with_estimate(plan: &Plan, screen: &Screen) -> Result<String> {
     let mut out = lines(plan).join("\n") + "\n";
+    plan.notices.iter().for_each(|n| out += &format!("warning[{}]: {}\n", n.code, n.message));
     let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
     if let Some(step) = loader.next_step(SHOWN_ROWS, false)? {
         for row in step.items.iter().flatten() {
@@ -179,7 +184,11 @@ fn show_row(row: &Row, tokenizer: &TextTokenizer) -> String {
     let n = row.tokens.len();
     let shown: Vec<String> = match n > 2 * EDGE {
         false => (0..n).map(token).collect(),
-        true => (0..EDGE).map(token).chain([format!("… {} tokens …", n - 2 * EDGE)]).chain((n - EDGE..n).map(token)).collect(),
+        true => (0..EDGE)
+            .map(token)
+            .chain([format!("… {} tokens …", n - 2 * EDGE)])
+            .chain((n - EDGE..n).map(token))
+            .collect(),
     };
     format!(
         "{}:{}  {n} tokens, {} «targets»\n{}",

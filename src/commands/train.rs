@@ -204,7 +204,7 @@ impl<'a> Session<'a> {
         let ended = run.go();
         let state = TrainState { loader: run.loader.state().clone(), ..run.state };
         let run_dir = &plan.config.output.dir;
-        let mut summary = summarize(&state);
+        let mut summary = summarize(&state, plan.train.rejections().count);
         metrics::draw_curves(&run_dir.join(layout::METRICS), &run_dir.join("curves.svg"), &title(run_dir))?;
         match ended {
             Err(error) => {
@@ -284,7 +284,7 @@ fn eval_event(step: u64, report: &EvalReport) -> metrics::Eval {
 }
 
 /// The summary of a stopped run; the caller knows if it ended otherwise.
-fn summarize(state: &TrainState) -> Summary {
+fn summarize(state: &TrainState, malformed: u64) -> Summary {
     Summary {
         status: Status::Stopped,
         error: None,
@@ -293,7 +293,7 @@ fn summarize(state: &TrainState) -> Summary {
         rows_used: state.loader.rows_used,
         rows_dropped: state.loader.rows_dropped,
         rows_truncated: state.loader.rows_truncated,
-        rows_rejected: state.loader.records_rejected,
+        rows_rejected: malformed + state.loader.records_rejected,
         tokens_per_second: (state.step > 0).then(|| state.input_tokens as f64 / state.train_seconds),
         peak_rss_bytes: crate::units::peak_rss_bytes(),
         elapsed_seconds: state.train_seconds,

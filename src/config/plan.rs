@@ -51,8 +51,7 @@ pub struct HeldOut {
 impl HeldOut {
     /// The first `max_rows` rows of `index` that have a target.
     pub fn take(index: Arc<CorpusIndex>, encoder: Arc<Encoder>, max_rows: usize) -> Result<Self> {
-        let mut loader =
-            Loader::new(index.clone(), encoder, LoadOrder { seed: 0, shuffle: false, epochs: Some(1) });
+        let mut loader = Loader::new(index.clone(), encoder, LoadOrder { seed: 0, shuffle: false, epochs: Some(1) });
         let rows = loader.next_step(max_rows, false)?.map(|step| step.items.into_iter().flatten().collect());
         Ok(Self { index, rows: rows.unwrap_or_default() })
     }
@@ -210,7 +209,9 @@ impl Plan {
         let (train, data) = (&self.config.train, &self.config.data);
         if train.warmup_steps >= self.total_steps {
             let (warmup, steps) = (train.warmup_steps, self.total_steps);
-            let message = format!("train.warmup_steps = {warmup}, but the run has {steps} steps: the learning rate never arrives");
+            let message = format!(
+                "train.warmup_steps = {warmup}, but the run has {steps} steps: the learning rate never arrives"
+            );
             notice("warmup_longer_than_run", message);
         }
         let models = [("teacher", self.teacher.as_ref()), ("student", Some(&self.student))];
@@ -290,12 +291,7 @@ struct Corpora {
 }
 
 impl Corpora {
-    fn open(
-        config: &RunConfig,
-        screen: &Screen,
-        findings: &mut Findings,
-        notices: &mut Vec<Notice>,
-    ) -> Option<Self> {
+    fn open(config: &RunConfig, screen: &Screen, findings: &mut Findings, notices: &mut Vec<Notice>) -> Option<Self> {
         let policy = config.data.on_bad_record.into();
         let eval = config.data.eval.as_ref();
         let eval = eval.map(|path| findings.keep("data.eval", CorpusIndex::open(std::slice::from_ref(path), policy)));

@@ -36,7 +36,10 @@ pub fn generate(
 ) -> Result<Finish> {
     let context = model.config().max_position_embeddings;
     if prompt.len() >= context {
-        return Err(Error::input(format!("the prompt has {} tokens; the model's context holds {context}", prompt.len())));
+        return Err(Error::input(format!(
+            "the prompt has {} tokens; the model's context holds {context}",
+            prompt.len()
+        )));
     }
     let sampling = match options.temperature {
         t if t > 0.0 => Sampling::All { temperature: t },

@@ -33,10 +33,10 @@ impl Bench {
     /// A folder with train.jsonl (23 rows), held_out.jsonl (5 rows) and the shapes of a teacher and a student.
     pub fn new() -> Self {
         let bench = Self { dir: tempfile::tempdir().unwrap() };
-        bench.write("train.jsonl", &(0..23).map(pair).collect::<String>());
-        bench.write("held_out.jsonl", &(100..105).map(pair).collect::<String>());
-        bench.write("teacher.json", &model_config(2, 32));
-        bench.write("student.json", &model_config(1, 16));
+        bench.write("train.jsonl", (0..23).map(pair).collect::<String>());
+        bench.write("held_out.jsonl", (100..105).map(pair).collect::<String>());
+        bench.write("teacher.json", model_config(2, 32));
+        bench.write("student.json", model_config(1, 16));
         bench
     }
 

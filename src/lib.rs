@@ -16,6 +16,7 @@ pub mod kernels;
 pub mod loss;
 pub mod metrics;
 pub mod model;
+pub mod printable;
 pub mod report;
 pub mod signal;
 pub mod student;

@@ -6,6 +6,7 @@ use clap::Parser;
 use distill::cli::Cli;
 use distill::commands::{self, Outcome};
 use distill::error::Class;
+use distill::printable::printable;
 
 fn main() -> ExitCode {
     calm_candle_threads();
@@ -14,7 +15,8 @@ fn main() -> ExitCode {
         Ok(Outcome::GateFailed) => ExitCode::from(3),
         Ok(Outcome::Stopped) => ExitCode::from(75),
         Err(error) => {
-            eprintln!("error: {error}");
+            let lines: Vec<_> = error.to_string().lines().map(|line| printable(line).into_owned()).collect();
+            eprintln!("error: {}", lines.join("\n"));
             ExitCode::from(match error.class() {
                 Class::Input => 2,
                 Class::Run => 1,

@@ -48,7 +48,7 @@ fn the_reference_vectors_hold() {
     }
     // ∂(T² · KL / N)/∂z with T = 2 and N = 2.
     let gradient = kl_gradient(&TEACHER[0], &STUDENT[0], 2.0, 4.0 / 2.0);
-    for (got, want) in gradient.iter().zip([-0.147472404, 0.031577486, 0.072139873, 0.043755045]) {
+    for (got, want) in gradient.iter().zip([-0.147_472_4, 0.031_577_486, 0.072_139_87, 0.043_755_045]) {
         assert!((got - want).abs() < 1e-7, "{got} instead of {want}");
     }
 }

@@ -13,8 +13,8 @@ use minijinja::value::Kwargs;
 use minijinja::{Environment, Error as JinjaError, ErrorKind, State, Value};
 
 use super::jsonl::Message;
-use super::printable::printable;
 use super::sandbox;
+use crate::printable::excerpt;
 use crate::{Error, Result};
 
 /// Longest template and longest rendering, in bytes.
@@ -257,8 +257,8 @@ fn reason(error: &JinjaError) -> String {
         _ => error.detail().map_or_else(|| error.kind().to_string(), str::to_owned),
     };
     match error.line() {
-        Some(line) => format!("{} (line {line} of the template)", printable(&text)),
-        None => printable(&text),
+        Some(line) => format!("{} (line {line} of the template)", excerpt(&text)),
+        None => excerpt(&text),
     }
 }
 

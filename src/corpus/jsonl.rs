@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::fields::{Field, Top, Turn};
-use super::printable::printable;
+use crate::printable::excerpt;
 
 /// The longest line that is read, in bytes: bounds the memory that one line can ask for.
 pub const LONGEST_LINE: usize = 16 << 20;
@@ -45,7 +45,7 @@ impl Record {
         let top: Top = serde_json::from_str(line).map_err(|e| {
             let text = e.to_string();
             let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-            format!("malformed JSON at column {}: {}", e.column(), printable(text))
+            format!("malformed JSON at column {}: {}", e.column(), excerpt(text))
         })?;
         top.into_record()
     }
@@ -147,5 +147,5 @@ fn conversation(messages: Field) -> Result<Record, String> {
 }
 
 fn quoted(text: &str) -> String {
-    format!("\"{}\"", printable(text))
+    format!("\"{}\"", excerpt(text))
 }

@@ -14,7 +14,6 @@ mod lines;
 mod loader;
 mod order;
 mod overlap;
-mod printable;
 mod sandbox;
 mod scan;
 mod tokenizer;
@@ -30,6 +29,5 @@ pub use index::{CorpusFile, CorpusIndex, OnBadRecord, Place, Rejected, Rejection
 pub use jsonl::{LONGEST_LINE, Message, Record};
 pub use loader::{LoadOrder, Loader, LoaderState, Step};
 pub use overlap::{Overlap, OverlapFinder};
-pub use printable::printable;
 pub use scan::{Scan, scan};
 pub use tokenizer::TextTokenizer;

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::chat::SpecialTokens;
-use super::printable::printable;
+use crate::printable::excerpt;
 use crate::{Error, Result};
 
 /// Files that make up a tokenizer: copied into every checkpoint so that it is a complete model.
@@ -43,9 +43,8 @@ impl TextTokenizer {
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|e| Error::unreadable(&path, e))?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| {
-            Error::input(format!("{} is not a tokenizer: {}", path.display(), printable(&e.to_string())))
-        })?;
+        let mut tokenizer = Tokenizer::from_bytes(&bytes)
+            .map_err(|e| Error::input(format!("{} is not a tokenizer: {}", path.display(), excerpt(&e.to_string()))))?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| Error::input(format!("{}: {e}", path.display())))?;
 
@@ -78,7 +77,7 @@ impl TextTokenizer {
                 Error::input(format!(
                     "{}: the special token \"{}\" is not in the vocabulary",
                     path.display(),
-                    printable(token)
+                    excerpt(token)
                 ))
             })?;
             Ok(Some(id))
@@ -114,7 +113,7 @@ impl TextTokenizer {
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, add_special);
         let encoding =
-            encoding.map_err(|e| Error::input(format!("cannot be tokenised: {}", printable(&e.to_string()))))?;
+            encoding.map_err(|e| Error::input(format!("cannot be tokenised: {}", excerpt(&e.to_string()))))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -127,7 +126,7 @@ impl TextTokenizer {
     pub fn token(&self, id: u32) -> String {
         let text = self.tokenizer.decode(&[id], false).ok().filter(|t| !t.is_empty() && !t.contains('\u{fffd}'));
         match text.or_else(|| self.tokenizer.id_to_token(id)) {
-            Some(text) => printable(&text),
+            Some(text) => excerpt(&text),
             None => format!("#{id}"),
         }
     }
@@ -184,7 +183,7 @@ impl TextTokenizer {
             .iter()
             .take(3)
             .map(|(_, t)| {
-                format!("\"{}\" is {} and {}", printable(t), shown(self.vocab.get(*t)), shown(other.vocab.get(*t)))
+                format!("\"{}\" is {} and {}", excerpt(t), shown(self.vocab.get(*t)), shown(other.vocab.get(*t)))
             })
             .collect();
         let (ours, theirs) = (self.max_token_id(), other.max_token_id());

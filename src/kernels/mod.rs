@@ -13,6 +13,8 @@ mod rope;
 mod seed;
 mod storage;
 mod swiglu;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 

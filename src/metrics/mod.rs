@@ -5,7 +5,7 @@ mod curves;
 mod events;
 mod jsonl;
 
-pub use console::{Console, Progress, Screen, printable};
+pub use console::{Console, Progress, Screen};
 pub use curves::draw_curves;
 pub use events::{Checkpoint, Eval, Event, Train, Warning};
 pub use jsonl::{Jsonl, resume_at};

@@ -4,7 +4,6 @@ mod screen;
 mod text;
 
 pub use screen::{Progress, Screen};
-pub use text::printable;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::QUIET;
-use super::text::printable;
+use crate::printable::printable;
 use crate::units::{Count, Span};
 
 /// Work shorter than this is not worth a line in a log.

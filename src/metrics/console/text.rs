@@ -1,31 +1,9 @@
-//! The wording of lines, and what keeps data from speaking to the terminal.
+//! The wording of lines.
 
-use std::borrow::Cow;
 use std::fmt::Write;
 
 use super::super::{Eval, Train};
 use crate::units::Count;
-
-/// `text` with everything escaped that a terminal would obey or that would reorder what is read: control characters
-/// (ESC, new lines, C1), bidirectional overrides, line separators.
-pub fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(obeyed) {
-        return Cow::Borrowed(text);
-    }
-    let mut safe = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        match obeyed(c) {
-            true => safe.extend(c.escape_default()),
-            false => safe.push(c),
-        }
-    }
-    Cow::Owned(safe)
-}
-
-fn obeyed(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{61C}')
-}
 
 pub(super) fn train_line(event: &Train) -> String {
     let mut line = format!("loss {:.4}", event.loss);

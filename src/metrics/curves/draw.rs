@@ -5,7 +5,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::axis::{Axis, step_label};
 use super::series::Series;
-use crate::metrics::printable;
+use crate::printable::printable;
 
 const WIDTH: i32 = 900;
 const PANEL: i32 = 300;

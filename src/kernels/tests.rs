@@ -1,0 +1,228 @@
+//! Every op against the same arithmetic composed from candle's own differentiable operations.
+
+use std::sync::Arc;
+
+use candle_core::{D, DType, Device, Result, Tensor, Var};
+use candle_nn::ops;
+
+use super::*;
+
+/// Reproducible values between −1 and 1.
+fn noise(shape: &[usize], seed: u32) -> Tensor {
+    let mut x = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        (x >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn assert_close(got: &Tensor, want: &Tensor, what: &str) {
+    assert_eq!(got.dims(), want.dims(), "{what}");
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (got, want) = (values(got), values(want));
+    let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    for (g, w) in got.iter().zip(&want) {
+        assert!((g - w).abs() <= 1e-5 * largest + 1e-6, "{what}: {g} instead of {w}, of at most {largest}");
+    }
+}
+
+fn slot(t: &Tensor) -> GradSlot {
+    GradSlot::zeros(t.elem_count())
+}
+
+fn gradient(slot: &GradSlot, like: &Tensor) -> Tensor {
+    Tensor::from_vec(slot.lock().clone(), like.shape(), &Device::Cpu).unwrap()
+}
+
+/// Runs `fused` and `composed` on the same inputs, and compares the outputs and every input's gradient.
+fn agree(
+    what: &str,
+    inputs: &[Tensor],
+    fused: impl Fn(&[Var]) -> Result<Tensor>,
+    composed: impl Fn(&[Var]) -> Result<Tensor>,
+) {
+    let vars = || inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect::<Vec<_>>();
+    let (a, b) = (vars(), vars());
+    let (got, want) = (fused(&a).unwrap(), composed(&b).unwrap());
+    assert_close(&got, &want, what);
+    let upstream = noise(got.dims(), 99);
+    let got = backward_from(&got, &upstream).unwrap();
+    let want = (want * upstream).unwrap().sum_all().unwrap().backward().unwrap();
+    for (i, (a, b)) in a.iter().zip(&b).enumerate() {
+        assert_close(got.get(a).unwrap(), want.get(b).unwrap(), &format!("{what}: gradient of input {i}"));
+    }
+}
+
+#[test]
+fn linear_equals_the_composed_product_with_and_without_bias() {
+    for (rows, inner, outer) in [(1, 1, 1), (3, 5, 7), (33, 64, 17), (300, 40, 130)] {
+        let (x, w, b) = (noise(&[rows, inner], 1), noise(&[outer, inner], 2), noise(&[outer], 3));
+        for bias in [None, Some(b.clone())] {
+            let (dw, db) = (slot(&w), slot(&b));
+            let layer = Linear {
+                weight: w.clone(),
+                bias: bias.clone(),
+                weight_grad: Some(dw.clone()),
+                bias_grad: bias.as_ref().map(|_| db.clone()),
+            };
+            let (wv, bv) = (Var::from_tensor(&w).unwrap(), Var::from_tensor(&b).unwrap());
+            let reference = |x: &Tensor| -> Result<Tensor> {
+                let y = x.matmul(&wv.t()?)?;
+                if bias.is_some() { y.broadcast_add(bv.as_tensor()) } else { Ok(y) }
+            };
+            agree("linear", std::slice::from_ref(&x), |v| layer.forward(&v[0]), |v| reference(&v[0]));
+            let want = (reference(&x).unwrap() * noise(&[rows, outer], 99)).unwrap().sum_all().unwrap();
+            let want = want.backward().unwrap();
+            assert_close(&gradient(&dw, &w), want.get(&wv).unwrap(), "dW");
+            if bias.is_some() {
+                assert_close(&gradient(&db, &b), want.get(&bv).unwrap(), "db");
+            }
+        }
+    }
+}
+
+#[test]
+fn weight_gradients_accumulate_over_calls_and_frozen_layers_have_none() {
+    let (x, w) = (noise(&[4, 3], 1), noise(&[2, 3], 2));
+    let dw = slot(&w);
+    let mut layer = Linear { weight: w.clone(), bias: None, weight_grad: Some(dw.clone()), bias_grad: None };
+    let run = |layer: &Linear| {
+        let x = Var::from_tensor(&x).unwrap();
+        backward_from(&layer.forward(&x).unwrap(), &noise(&[4, 2], 5)).unwrap();
+    };
+    run(&layer);
+    let once = gradient(&dw, &w);
+    run(&layer);
+    assert_close(&gradient(&dw, &w), &(&once * 2.0).unwrap(), "two calls");
+    layer.weight_grad = None;
+    run(&layer);
+    assert_close(&gradient(&dw, &w), &(&once * 2.0).unwrap(), "a frozen call");
+}
+
+#[test]
+fn rms_norm_equals_the_composed_formula_on_rows_and_on_heads() {
+    for (rows, width, heads) in [(1, 4, 1), (7, 33, 1), (50, 64, 1), (5, 8, 3)] {
+        let (x, w) = (noise(&[rows, heads * width], 1), noise(&[width], 2));
+        let dw = slot(&w);
+        let norm = RmsNorm { weight: w.clone(), epsilon: 1e-5, weight_grad: Some(dw.clone()) };
+        let wv = Var::from_tensor(&w).unwrap();
+        let reference = |x: &Tensor| -> Result<Tensor> {
+            let x3 = x.reshape((rows, heads, width))?;
+            let mean = (x3.sqr()?.mean_keepdim(D::Minus1)? + 1e-5)?;
+            x3.broadcast_div(&mean.sqrt()?)?.broadcast_mul(wv.as_tensor())?.reshape((rows, heads * width))
+        };
+        agree("rms_norm", std::slice::from_ref(&x), |v| norm.forward(&v[0]), |v| reference(&v[0]));
+        let want = (reference(&x).unwrap() * noise(x.dims(), 99)).unwrap().sum_all().unwrap().backward().unwrap();
+        assert_close(&gradient(&dw, &w), want.get(&wv).unwrap(), "dw");
+    }
+}
+
+#[test]
+fn swiglu_equals_the_composed_formula() {
+    for shape in [[1, 1], [3, 37], [40, 1000]] {
+        let inputs = [(noise(&shape, 1) * 6.0).unwrap(), noise(&shape, 2)];
+        agree("swiglu", &inputs, |v| SwiGlu.forward(&v[0], &v[1]), |v| v[0].silu()? * v[1].as_tensor());
+    }
+}
+
+#[test]
+fn rope_equals_candles_differentiable_rope_at_any_position() {
+    let (rows, heads, d) = (9, 3, 8);
+    let frequencies: Vec<f32> = (0..d / 2).map(|i| 100f32.powf(-(2.0 * i as f32) / d as f32)).collect();
+    let positions: Vec<u32> = (0..rows as u32).map(|p| p * 5 % 11).collect();
+    let angles: Vec<f32> = positions.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f)).collect();
+    let angles = Tensor::from_vec(angles, (rows, d / 2), &Device::Cpu).unwrap();
+    let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+    let rope = Rope::new(&positions, &frequencies);
+    let composed = |x: &Tensor| {
+        let x = x.reshape((1, rows, heads, d))?.transpose(1, 2)?.contiguous()?;
+        candle_nn::rotary_emb::rope_slow(&x, &cos, &sin)?.transpose(1, 2)?.reshape((rows, heads * d))
+    };
+    agree("rope", &[noise(&[rows, heads * d], 4)], |v| rope.forward(&v[0]), |v| composed(&v[0]));
+}
+
+/// Attention of one head over one span, with a mask of ordinary operations.
+fn composed_attention(shape: &AttentionShape, spans: &[Span], v: &[Var]) -> Result<Tensor> {
+    let (d, group) = (shape.head_dim, shape.heads / shape.kv_heads);
+    let mut rows = vec![];
+    for span in spans {
+        let (nq, nk) = (span.q.len(), span.k.len());
+        let mask: Vec<f32> = (0..nq)
+            .flat_map(|i| {
+                (0..nk).map(move |j| {
+                    let last = i + nk - nq;
+                    let seen = j <= last && shape.window.is_none_or(|w| last - j < w);
+                    if seen { 0.0 } else { f32::NEG_INFINITY }
+                })
+            })
+            .collect();
+        let mask = Tensor::from_vec(mask, (nq, nk), &Device::Cpu)?;
+        let heads = (0..shape.heads).map(|h| {
+            let q = v[0].narrow(0, span.q.start, nq)?.narrow(1, h * d, d)?;
+            let k = v[1].narrow(0, span.k.start, nk)?.narrow(1, h / group * d, d)?;
+            let values = v[2].narrow(0, span.k.start, nk)?.narrow(1, h / group * d, d)?;
+            let scores = (q.contiguous()?.matmul(&k.t()?.contiguous()?)? / (d as f64).sqrt())?;
+            ops::softmax(&(scores + &mask)?, 1)?.matmul(&values.contiguous()?)
+        });
+        rows.push(Tensor::cat(&heads.collect::<Result<Vec<_>>>()?, 1)?);
+    }
+    Tensor::cat(&rows, 0)
+}
+
+#[test]
+fn attention_equals_the_composed_graph_for_every_grouping_window_and_row_length() {
+    let lengths: [&[usize]; 3] = [&[1], &[5, 1, 70], &[150, 3]];
+    for (heads, kv_heads, d) in [(1, 1, 4), (4, 2, 8), (6, 2, 6), (3, 1, 16)] {
+        for window in [None, Some(1), Some(4), Some(90)] {
+            for lengths in lengths {
+                let shape = AttentionShape { heads, kv_heads, head_dim: d, window };
+                let mut start = 0;
+                let spans: Vec<Span> = lengths
+                    .iter()
+                    .map(|n| {
+                        start += n;
+                        Span { q: start - n..start, k: start - n..start }
+                    })
+                    .collect();
+                let spans = Arc::new(spans);
+                let inputs =
+                    [noise(&[start, heads * d], 1), noise(&[start, kv_heads * d], 2), noise(&[start, kv_heads * d], 3)];
+                let what = format!("attention {shape:?} over {lengths:?}");
+                let fused = |v: &[Var]| Attention::new(shape, spans.clone()).forward(&v[0], &v[1], &v[2]);
+                agree(&what, &inputs, fused, |v| composed_attention(&shape, &spans, v));
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_over_cached_keys_equals_the_end_of_a_whole_row() {
+    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window: Some(20) };
+    let n = 90;
+    let (q, k, v) = (noise(&[n, 32], 1), noise(&[n, 16], 2), noise(&[n, 16], 3));
+    let whole = Attention::new(shape, Arc::new(vec![Span { q: 0..n, k: 0..n }])).forward(&q, &k, &v).unwrap();
+    let last = Attention::new(shape, Arc::new(vec![Span { q: 0..5, k: 0..n }]))
+        .forward(&q.narrow(0, n - 5, 5).unwrap().contiguous().unwrap(), &k, &v)
+        .unwrap();
+    assert_close(&last, &whole.narrow(0, n - 5, 5).unwrap(), "the last five queries");
+}
+
+#[test]
+fn embedding_rows_are_gathered_and_scattered_in_place() {
+    let table = [0.0f32, 1.0, 10.0, 11.0, 20.0, 21.0];
+    assert_eq!(gather_rows(&table, 2, &[2, 0, 2]), [20.0, 21.0, 0.0, 1.0, 20.0, 21.0]);
+    let mut sums = [0.0f32; 6];
+    add_rows(&mut sums, 2, &[2, 0, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    assert_eq!(sums, [3.0, 4.0, 0.0, 0.0, 6.0, 8.0]);
+}
+
+#[test]
+fn a_kernel_refuses_what_is_not_f32() {
+    let x = noise(&[2, 3], 1).to_dtype(DType::F64).unwrap();
+    let layer = Linear { weight: noise(&[4, 3], 2), bias: None, weight_grad: None, bias_grad: None };
+    assert!(layer.forward(&x).is_err());
+}

@@ -119,17 +119,14 @@ impl ModelConfig {
         config.layers = layers.len();
         config.windows = layers.iter().map(|&i| self.windows[i]).collect();
         config.raw.insert("num_hidden_layers".into(), layers.len().into());
-        if let Some(window) = self.windows.iter().flatten().next() {
-            // Which layers slide is a rule over layer numbers in some families; after a cut only a list says it.
+        // Which layers slide is a rule over layer numbers in Qwen; after a cut only a list says it.
+        let by_rule = matches!(self.family, Family::Qwen2 | Family::Qwen3) && self.windows.iter().any(Option::is_some);
+        if by_rule || self.raw.contains_key("layer_types") {
             let types = config.windows.iter().map(|w| match w {
                 Some(_) => "sliding_attention".into(),
                 None => "full_attention".into(),
             });
             config.raw.insert("layer_types".into(), Value::Array(types.collect()));
-            config.raw.insert("sliding_window".into(), (*window).into());
-            config.raw.insert("max_window_layers".into(), 0.into());
-        } else if config.raw.contains_key("layer_types") {
-            config.raw.insert("layer_types".into(), vec!["full_attention"; layers.len()].into());
         }
         config
     }
@@ -278,5 +275,52 @@ impl<'a> Fields<'a> {
             self.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28) as usize
         };
         Ok((0..layers).map(|i| (i >= full).then_some(window)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn qwen(more: &str) -> Result<ModelConfig> {
+        ModelConfig::from_json(&format!(
+            r#"{{"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+            "num_attention_heads": 4, "vocab_size": 97{more}}}"#
+        ))
+    }
+
+    #[test]
+    fn a_cut_keeps_each_layers_window() {
+        let whole =
+            qwen(r#", "rope_theta": 1e4, "use_sliding_window": true, "sliding_window": 5, "max_window_layers": 2"#)
+                .unwrap();
+        assert_eq!(whole.windows, [None, None, Some(5), Some(5)]);
+        let cut = whole.with_layers(&[1, 3]);
+        assert_eq!(cut.windows, [None, Some(5)]);
+        let again = ModelConfig::from_json(&cut.to_json("float32")).unwrap();
+        assert_eq!((again.layers, again.windows), (2, cut.windows));
+    }
+
+    #[test]
+    fn what_would_load_a_model_silently_wrong_is_refused() {
+        for (more, named) in [
+            ("", "rope_theta"),
+            (r#", "rope_theta": 1e4, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}"#, "yarn"),
+            (r#", "rope_theta": 1e4, "hidden_act": "gelu""#, "gelu"),
+            (r#", "rope_theta": 1e4, "partial_rotary_factor": 0.5"#, "partial_rotary_factor"),
+            (r#", "rope_theta": "large""#, "rope_theta"),
+            (r#", "rope_theta": 1e4, "num_key_value_heads": 3"#, "num_key_value_heads"),
+        ] {
+            let said = qwen(more).unwrap_err().to_string();
+            assert!(said.contains(named), "{named}: {said}");
+        }
+    }
+
+    #[test]
+    fn the_dtype_is_written_in_the_spelling_that_was_read() {
+        let old = qwen(r#", "rope_theta": 1e4, "torch_dtype": "float32""#).unwrap().to_json("bfloat16");
+        assert!(old.contains(r#""torch_dtype": "bfloat16""#) && !old.contains(r#""dtype": "bf"#));
+        let new = qwen(r#", "rope_theta": 1e4, "dtype": "float32""#).unwrap().to_json("bfloat16");
+        assert!(new.contains(r#""dtype": "bfloat16""#) && !new.contains("torch_dtype"));
     }
 }

@@ -100,37 +100,3 @@ fn ticks_are_round_and_their_labels_differ() {
     assert_eq!(labels(Axis::values([10.0, 1000.0].into_iter())), ["10", "20", "50", "100", "200", "500", "1000"]);
     assert_eq!(labels(Axis::values([1e-3, 1e3].into_iter())), ["0.01", "1", "100"]);
 }
-
-/// Not a check: writes figures to look at. `CURVES=DIR cargo test look -- --ignored`
-#[test]
-#[ignore = "writes pictures for a human"]
-fn look() {
-    let dir = std::path::PathBuf::from(std::env::var_os("CURVES").expect("CURVES names a folder"));
-    let mut lines = eval(0, "3.1", "190");
-    for step in 1..=1000u64 {
-        let loss = 3.0 * (-(step as f64) / 150.0).exp() + 0.35 + 0.25 * (noise(step) - 0.5);
-        lines += &train(step, &loss.to_string());
-        if step % 100 == 0 {
-            let kl = 3.0 * (-(step as f64) / 170.0).exp() + 0.4;
-            lines += &eval(step, &kl.to_string(), "12");
-        }
-    }
-    let mut wide = String::new();
-    for step in 1..=250_000u64 {
-        let _ = write!(
-            wide,
-            "{}",
-            train(step, &(9.0 / (1.0 + step as f64 / 900.0) * (0.7 + 0.6 * noise(step))).to_string())
-        );
-    }
-    wide += &eval(0, "null", "50000");
-    for i in 1..=50 {
-        wide += &eval(i * 5000, "null", &(15.0 + 40.0 / i as f64).to_string());
-    }
-    let few = train(1, "2.5") + &train(2, "2.2") + &train(3, "2.31") + &eval(3, "0.5", "3");
-    for (name, lines) in [("usual", lines), ("wide", wide), ("few", few), ("none", String::new())] {
-        let source = dir.join(format!("{name}.jsonl"));
-        std::fs::write(&source, lines).unwrap();
-        draw_curves(&source, &dir.join(format!("{name}.svg")), "SmolLM2-135M → 10 layers").unwrap();
-    }
-}

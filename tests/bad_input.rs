@@ -79,6 +79,9 @@ fn bad_rows_can_be_skipped_and_are_counted() {
     edit(&bench, "max_length = 48", "max_length = 48\non_bad_record = \"skip\"");
     bench.expect(&TRAIN, 0);
     assert_eq!(bench.json("run/summary.json")["rows_rejected"], 1);
+    let rejected = bench.json("run/rejected.jsonl");
+    assert_eq!(rejected["line"], 10);
+    assert!(rejected["reason"].as_str().unwrap().contains("malformed JSON"), "{rejected}");
 }
 
 #[test]

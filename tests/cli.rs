@@ -232,3 +232,20 @@ fn hidden_weights_all_move_in_a_step() {
         assert!(moved(tensor, &two[name]), "{name} did not move");
     }
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_does_not_grow_with_the_corpus() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 3");
+    let row = format!("{{\"prompt\": \"red?\", \"response\": \"{}\"}}\n", "stone ".repeat(80));
+    let peak = |name: &str, rows: usize| {
+        bench.write(name, row.repeat(rows));
+        let data = format!("data.train={name}");
+        bench.expect(&["train", "--config", "run.toml", "--output", &format!("run-{name}"), "--set", &data], 0);
+        bench.json(&format!("run-{name}/summary.json"))["peak_rss_bytes"].as_u64().unwrap()
+    };
+    // 2 MB and 60 MB.
+    let (small, large) = (peak("small.jsonl", 4_000), peak("large.jsonl", 120_000));
+    assert!(large < small + (32 << 20), "{small} and {large} bytes");
+}

@@ -10,7 +10,11 @@ const RESUME: [&str; 4] = ["train", "--config", "run.toml", "--resume"];
 
 /// Runs `interrupt` in its own output folder and compares the end with an unbroken run's.
 fn ends_like_the_unbroken_run(more: &str, data: &str, interrupt: impl Fn(&Bench, &str)) {
-    let bench = Bench::with_teacher();
+    with_threads(2, more, data, interrupt);
+}
+
+fn with_threads(threads: usize, more: &str, data: &str, interrupt: impl Fn(&Bench, &str)) {
+    let bench = Bench { threads, ..Bench::with_teacher() };
     bench.distil_config(more);
     let text = String::from_utf8(bench.read("run.toml")).unwrap().replace("[eval]", &format!("{data}\n[eval]"));
     bench.write("run.toml", text);
@@ -40,6 +44,12 @@ fn stopped_at_any_step_of_a_shuffled_run_and_resumed() {
     for step in [1, 4, 5, 6, 9, 11] {
         ends_like_the_unbroken_run("epochs = 2", "", |bench, run| stop_at(bench, run, &[step]));
     }
+}
+
+#[test]
+fn stopped_on_a_single_thread_and_resumed() {
+    let more = "epochs = 2\nwarmup_steps = 3";
+    with_threads(1, more, "shuffle = false", |bench, run| stop_at(bench, run, &[2, 11]));
 }
 
 #[test]

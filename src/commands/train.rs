@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::build;
@@ -124,6 +125,7 @@ impl<'a> Session<'a> {
         };
         let store = Store::open(run_dir)?;
         config::save(&plan.config, &run_dir.join("config.toml"))?;
+        write_rejected(plan, run_dir)?;
         let log = run_dir.join(layout::METRICS);
         let (step, log) = match &start {
             Start::Fresh => (0, Jsonl::create(&log)?),
@@ -203,6 +205,8 @@ impl<'a> Session<'a> {
         };
         let ended = run.go();
         let state = TrainState { loader: run.loader.state().clone(), ..run.state };
+        // The moments are twice the student: gone before the saved student is read back.
+        drop(run.stepper);
         let run_dir = &plan.config.output.dir;
         let mut summary = summarize(&state, plan.train.rejections().count);
         metrics::draw_curves(&run_dir.join(layout::METRICS), &run_dir.join("curves.svg"), &title(run_dir))?;
@@ -258,6 +262,16 @@ impl<'a> Session<'a> {
         }
         Ok(())
     }
+}
+
+/// rejected.jsonl: what `on_bad_record = "skip"` passed over, the first thousand of each kind. Absent when nothing was.
+fn write_rejected(plan: &Plan, run_dir: &Path) -> Result<()> {
+    let lines: String = [plan.train.rejections(), &plan.scan.rejections]
+        .iter()
+        .flat_map(|rejections| &rejections.first)
+        .map(|r| json!({ "file": *r.place.file, "line": r.place.line, "reason": r.reason }).to_string() + "\n")
+        .collect();
+    if lines.is_empty() { Ok(()) } else { atomic::write_file(&run_dir.join("rejected.jsonl"), lines.as_bytes()) }
 }
 
 fn warn(sinks: &mut Sinks, step: u64, code: &str, message: String) -> Result<()> {

@@ -1,6 +1,5 @@
 use super::axis::Axis;
 use super::*;
-use std::fmt::Write;
 
 fn svg_of(metrics: &str) -> String {
     let dir = tempfile::tempdir().unwrap();

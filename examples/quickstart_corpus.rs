@@ -1,8 +1,8 @@
 //! Writes the quickstart's corpus: sums as a school class answers them.
 //!
-//! Every answer in training comes from a pupil: with a carry to make, 3 in 10 forget it (47+85=122), and 1 in 10 miscount
-//! by one. The most likely answer is always the right one, and only the right one counts on the held-out sums. A pair of
-//! numbers that is held out appears in no training row, in neither order.
+//! Every answer in training comes from a pupil: with a carry to make, 3 in 10 forget it (47+85=122), and 1 in 10
+//! miscount by one. The most likely answer is always the right one, and only the right one counts on the held-out sums.
+//! A pair of numbers that is held out appears in no training row, in either order.
 //!
 //! ```text
 //! cargo run --release --example quickstart_corpus -- runs/quickstart-corpus
@@ -12,6 +12,7 @@
 //! | --- | --- | --- |
 //! | teacher.jsonl | 47,500 | the teacher: five pupils on every sum that is not held out |
 //! | train.jsonl | 2,000 | the student: one pupil each on 2,000 of these sums |
+//! | train_corrected.jsonl | 2,000 | a control: the rows of train.jsonl with every answer put right |
 //! | held_out.jsonl | 500 | evaluation: right answers |
 //! | tokenizer/ | | one token per character |
 //!
@@ -90,6 +91,7 @@ fn write_corpus(folder: &Path) -> io::Result<()> {
 
     let exam: Vec<_> = held_out.into_iter().map(|sum| (sum, sum.right())).collect();
     let homework: Vec<_> = sums[..STUDENT_ROWS].iter().map(|&sum| (sum, sum.answered(&mut rng))).collect();
+    let corrected: Vec<_> = homework.iter().map(|&(sum, _)| (sum, sum.right())).collect();
     let mut archive = vec![];
     for &sum in &sums {
         archive.extend((0..PUPILS_PER_SUM).map(|_| (sum, sum.answered(&mut rng))));
@@ -99,6 +101,7 @@ fn write_corpus(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder.join("tokenizer"))?;
     write_rows(&folder.join("held_out.jsonl"), &exam)?;
     write_rows(&folder.join("train.jsonl"), &homework)?;
+    write_rows(&folder.join("train_corrected.jsonl"), &corrected)?;
     write_rows(&folder.join("teacher.jsonl"), &archive)?;
     write_json(&folder.join("tokenizer/tokenizer.json"), &tokenizer())?;
     write_json(&folder.join("tokenizer/tokenizer_config.json"), &tokenizer_config())

@@ -83,7 +83,7 @@ pub fn lines(plan: &Plan) -> Vec<String> {
             train.batch_size,
             Count(per_step as u64),
             train.micro_batch_size,
-            plan.total_steps as f64 * per_step / scan.tokens.max(1) as f64,
+            plan.total_steps as f64 / plan.steps_per_epoch.max(1) as f64,
         ),
     );
     line(

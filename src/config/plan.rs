@@ -37,6 +37,8 @@ pub struct Plan {
     pub scan: Scan,
     pub held_out: Option<HeldOut>,
     pub total_steps: u64,
+    /// Of the first epoch; an estimate when the scan is one.
+    pub steps_per_epoch: u64,
     pub memory: Memory,
     pub notices: Vec<Notice>,
 }
@@ -169,12 +171,14 @@ impl Plan {
         let scan = scan(&corpora.train, &encoder, limit, |done| progress.set(done, "rows"))
             .map_err(|e| e.context("data.train"))?;
         progress.finish();
+        let count = |epochs| {
+            let order = LoadOrder { seed: config.seed, shuffle: config.data.shuffle, epochs: Some(epochs) };
+            scan.count_steps(order, config.train.batch_size, config.data.packing, config.data.max_length)
+        };
+        let steps_per_epoch = count(1)?;
         let total_steps = match config.train.length() {
             Length::Steps(steps) => steps,
-            Length::Epochs(epochs) => {
-                let order = LoadOrder { seed: config.seed, shuffle: config.data.shuffle, epochs: Some(epochs) };
-                scan.count_steps(order, config.train.batch_size, config.data.packing, config.data.max_length)?
-            }
+            Length::Epochs(epochs) => count(epochs)?,
         };
         let memory = estimate(&config, models.teacher.as_ref(), &models.student, scan.longest);
         let mut plan = Self {
@@ -187,6 +191,7 @@ impl Plan {
             scan,
             held_out,
             total_steps,
+            steps_per_epoch,
             memory,
             notices,
         };

@@ -270,8 +270,10 @@ pub fn absolute(base: &Path, path: &Path) -> PathBuf {
     if !joined.components().any(|c| c == std::path::Component::ParentDir) {
         return joined;
     }
-    match (joined.parent(), joined.file_name()) {
-        (Some(parent), Some(name)) => parent.canonicalize().map_or(joined.clone(), |folder| folder.join(name)),
-        _ => joined.canonicalize().unwrap_or(joined),
+    // `..` means what the file system says it means; what does not exist yet hangs below what does.
+    let existing = joined.ancestors().find_map(|folder| Some((folder, folder.canonicalize().ok()?)));
+    match existing {
+        Some((folder, real)) => real.join(joined.strip_prefix(folder).unwrap_or(Path::new(""))),
+        None => joined,
     }
 }

@@ -179,7 +179,7 @@ impl Encoder {
     fn missing(&self) -> Error {
         Error::input(format!(
             "{} has no chat template (neither chat_template.jinja nor chat_template in tokenizer_config.json): \
-             name a file, or set chat_template = \"none\" to train on prompts and responses as they stand",
+             name a file, or set chat_template = \"none\" (on the command line --chat-template none) to take text as it stands",
             self.tokenizer.dir().display()
         ))
     }

@@ -27,7 +27,7 @@ pub struct LoaderState {
     pub cursor: u64,
     /// Rows done of the record at `cursor`, which has several if the chat template splits it.
     pub row: u64,
-    /// Rows that went into steps.
+    /// Distinct rows that went into steps. This and the next four count in the first epoch alone.
     pub rows_used: u64,
     /// Rows passed over because no target was left.
     pub rows_dropped: u64,
@@ -169,14 +169,15 @@ impl Loader {
                 return Ok(None);
             }
             // The record is counted with its first row, so that a restart between its rows counts it once.
-            self.state.records_split += (self.state.row == 0 && rows.len() > 1) as u64;
+            let first_epoch = (self.state.epoch == 0) as u64;
+            self.state.records_split += (self.state.row == 0 && rows.len() > 1) as u64 * first_epoch;
             let next = &mut rows[self.state.row as usize];
             self.state.row += 1;
-            self.state.rows_truncated += next.truncated as u64;
+            self.state.rows_truncated += next.truncated as u64 * first_epoch;
             match next.row.take() {
-                None => self.state.rows_dropped += 1,
+                None => self.state.rows_dropped += first_epoch,
                 Some(row) => {
-                    self.state.rows_used += 1;
+                    self.state.rows_used += first_epoch;
                     self.state.epoch_rows_used += 1;
                     return Ok(Some(row));
                 }
@@ -198,7 +199,7 @@ impl Loader {
                     bad.push(place, reason);
                     return Err(bad.refusal());
                 }
-                self.state.records_rejected += 1;
+                self.state.records_rejected += (self.state.epoch == 0) as u64;
                 Ok(vec![])
             }
         }

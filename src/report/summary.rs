@@ -31,6 +31,7 @@ pub struct Summary {
     pub steps: u64,
     /// Target tokens trained on.
     pub tokens: u64,
+    /// Distinct rows, as the next three.
     pub rows_used: u64,
     pub rows_dropped: u64,
     pub rows_truncated: u64,

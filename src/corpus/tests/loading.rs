@@ -21,7 +21,8 @@ fn every_epoch_holds_every_row_once_in_an_order_of_its_own() {
         let order = LoadOrder { seed, shuffle, epochs: Some(2) };
         let mut loader = Loader::new(index.clone(), encoder.clone(), order);
         let steps = all_steps(&mut loader, 4, false);
-        assert_eq!(loader.state().rows_used, 20);
+        // Distinct rows: the second epoch brings no new ones.
+        assert_eq!(loader.state().rows_used, 10);
         assert_eq!(steps.iter().map(|s| s.epoch).collect::<Vec<_>>(), [0, 0, 0, 1, 1, 1]);
         steps.iter().map(|s| s.items.iter().flatten().map(|r| r.source.line).collect()).collect()
     };
@@ -114,7 +115,7 @@ fn a_restart_at_any_step_goes_on_as_if_there_had_been_none() {
         let counts =
             [scan.rows_used, scan.rows_dropped, scan.rows_truncated, scan.records_split, scan.records_rejected];
         let seen = [last.rows_used, last.rows_dropped, last.rows_truncated, last.records_split, last.records_rejected];
-        assert_eq!(counts.map(|n| n * 3), seen);
+        assert_eq!(counts, seen);
     }
 }
 

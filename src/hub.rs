@@ -34,8 +34,12 @@ pub fn resolve(id: &str) -> Result<PathBuf> {
 /// # Errors
 /// An input error when `value` is neither a local path nor in the cache, but has the form of an id. Other values are
 /// returned joined to `base`, present or not: who opens them says best what is missing.
-pub fn locate(value: &str, base: &Path) -> Result<PathBuf> {
-    locate_in(cache_dir().as_deref(), value, base)
+pub fn locate(value: &Path, base: &Path) -> Result<PathBuf> {
+    match value.to_str() {
+        Some(text) => locate_in(cache_dir().as_deref(), text, base),
+        // An id is ASCII.
+        None => Ok(base.join(value)),
+    }
 }
 
 /// [`locate`] with the cache named.

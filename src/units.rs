@@ -133,13 +133,22 @@ fn scale<'a>(mut value: f64, base: f64, units: &[&'a str]) -> (f64, &'a str) {
     (value, unit)
 }
 
+/// The machine's memory in bytes. `None` where the platform does not tell.
+pub fn total_memory_bytes() -> Option<u64> {
+    kib_of("/proc/meminfo", "MemTotal:")
+}
+
+fn kib_of(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
 /// The most memory this process has held resident so far, in bytes. `None` where the platform does not tell.
 pub fn peak_rss_bytes() -> Option<u64> {
     // VmHWM, not getrusage: ru_maxrss survives exec on Linux, so it would report a larger parent's peak as ours.
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+    kib_of("/proc/self/status", "VmHWM:")
 }
 
 #[cfg(test)]

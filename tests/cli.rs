@@ -249,3 +249,46 @@ fn memory_does_not_grow_with_the_corpus() {
     let (small, large) = (peak("small.jsonl", 4_000), peak("large.jsonl", 120_000));
     assert!(large < small + (32 << 20), "{small} and {large} bytes");
 }
+
+#[test]
+fn a_closed_pipe_costs_no_result() {
+    let bench = trained("steps = 2");
+    let mut child = bench
+        .command(&["eval", "--config", "run.toml", "--student", "run/student", "--json", "piped.json"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(bench.json("piped.json")["kl_mean"].is_number());
+}
+
+#[test]
+fn a_file_that_could_not_be_written_is_refused_before_the_work() {
+    let bench = trained("steps = 2");
+    let said =
+        bench.refused(&["eval", "--config", "run.toml", "--student", "run/student", "--json", "no/folder/e.json"]);
+    assert!(said.contains("no/folder/e.json"), "{said}");
+}
+
+#[test]
+fn a_run_stopped_before_its_first_step_leaves_an_empty_folder() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 2");
+    let rows: String = (0..60_000).map(common::pair).collect();
+    bench.write("held_out.jsonl", rows);
+    let args = ["train", "--config", "run.toml", "--set", "eval.max_rows=60000", "--resume"];
+    let mut child = bench.command(&args).stderr(std::process::Stdio::null()).spawn().unwrap();
+    for _ in 0..4000 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        if bench.path("run/metrics.jsonl").exists() {
+            break;
+        }
+    }
+    // SAFETY: the child is ours and has not been waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+    bench.distil_config("steps = 2");
+    bench.expect(&["train", "--config", "run.toml", "--resume", "--set", "eval.max_rows=5"], 0);
+}

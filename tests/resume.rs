@@ -148,3 +148,108 @@ fn a_run_without_any_checkpoint_cannot_be_resumed() {
     bench.write("run/config.toml", "");
     bench.expect(&RESUME, 1);
 }
+
+/// A run of 20 steps with checkpoints at 5, 10, 15 and 20, evaluated as often.
+fn four_checkpoints() -> Bench {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 20");
+    let text = String::from_utf8(bench.read("run.toml")).unwrap();
+    let text = text.replace("[eval]\nevery_steps = 4", "[eval]\nevery_steps = 5");
+    bench.write("run.toml", text.replace("every_steps = 3", "every_steps = 5\nkeep_last = 9"));
+    bench.expect(&["train", "--config", "run.toml"], 0);
+    bench
+}
+
+fn steps(bench: &Bench, run: &str, kind: &str) -> Vec<u64> {
+    let text = String::from_utf8(bench.read(&format!("{run}/metrics.jsonl"))).unwrap();
+    let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    events.filter(|e| e["event"] == kind).map(|e| e["step"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn going_back_to_an_older_checkpoint_ends_like_the_unbroken_run() {
+    let bench = four_checkpoints();
+    let (metrics, student) = (bench.timeless_metrics("run"), files(&bench.path("run/student")));
+    bench.expect(&["train", "--config", "run.toml", "--resume", "run/checkpoints/step-00000010"], 0);
+    assert_eq!(bench.timeless_metrics("run"), metrics);
+    assert_eq!(files(&bench.path("run/student")), student);
+    assert_eq!(steps(&bench, "run", "checkpoint"), [5, 10, 15, 20]);
+}
+
+#[test]
+fn a_refused_resume_changes_nothing() {
+    let bench = four_checkpoints();
+    let before = (bench.read("run/metrics.jsonl"), bench.read("run/config.toml"), bench.read("run/checkpoints/latest"));
+    let corpus = bench.read("train.jsonl");
+    bench.write("train.jsonl", [corpus, common::pair(50).into_bytes()].concat());
+    bench.refused(&["train", "--config", "run.toml", "--resume", "run/checkpoints/step-00000010"]);
+    let after = (bench.read("run/metrics.jsonl"), bench.read("run/config.toml"), bench.read("run/checkpoints/latest"));
+    assert!(before == after);
+}
+
+#[test]
+fn a_checkpoint_of_another_run_branches_into_an_empty_folder_only() {
+    let bench = four_checkpoints();
+    bench.expect(&["train", "--config", "run.toml", "--output", "other", "--set", "seed=7"], 0);
+    let branch = ["train", "--config", "run.toml", "--resume", "run/checkpoints/step-00000010", "--output"];
+    assert!(bench.refused(&[&branch[..], &["other"]].concat()).contains("belongs to another run"));
+    bench.expect(&[&branch[..], &["branch"]].concat(), 0);
+    assert_eq!(bench.timeless_metrics("branch"), bench.timeless_metrics("run"));
+    assert_eq!(files(&bench.path("branch/student")), files(&bench.path("run/student")));
+    assert!(bench.refused(&["train", "--config", "run.toml", "--resume", "run"]).contains("is a run"));
+}
+
+#[test]
+fn best_names_what_the_state_says_after_going_back() {
+    let bench = four_checkpoints();
+    bench.expect(
+        &[
+            "train",
+            "--config",
+            "run.toml",
+            "--resume",
+            "run/checkpoints/step-00000005",
+            "--set",
+            "eval.every_steps=1000",
+        ],
+        0,
+    );
+    let best = String::from_utf8(bench.read("run/checkpoints/best")).unwrap();
+    let step = bench.json("run/summary.json")["best"]["step"].as_u64().unwrap();
+    assert_eq!(best.trim(), format!("step-{step:08}"));
+    assert!(bench.path("run/checkpoints").join(best.trim()).is_dir());
+}
+
+#[test]
+fn resuming_a_finished_run_adds_no_event_and_delivers_again() {
+    let bench = four_checkpoints();
+    let before = bench.read("run/metrics.jsonl");
+    std::fs::remove_dir_all(bench.path("run/student")).unwrap();
+    bench.expect(&RESUME, 0);
+    assert_eq!(bench.read("run/metrics.jsonl"), before);
+    assert!(bench.path("run/student/model.safetensors").is_file());
+}
+
+#[test]
+fn an_edited_template_or_shape_is_refused_by_name() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 5");
+    bench.write("chat.jinja", "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}");
+    let text = String::from_utf8(bench.read("run.toml")).unwrap();
+    bench.write("run.toml", text.replace("chat_template = \"none\"", "chat_template = \"chat.jinja\""));
+    bench.expect(&["train", "--config", "run.toml", "--stop-after", "2"], 75);
+    bench.write("chat.jinja", "{% for m in messages %} {{ m.content }}<|im_end|>{% endfor %}");
+    bench.write("student.json", common::model_config(1, 16).replace("0.1", "0.2"));
+    let said = bench.refused(&RESUME);
+    assert!(said.contains("the chat template") && said.contains("student.config"), "{said}");
+}
+
+#[test]
+fn a_step_that_fails_keeps_every_step_before_it() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 50\nmax_grad_norm = 1e30\nwarmup_steps = 4");
+    bench.expect(&["train", "--config", "run.toml", "--set", "train.learning_rate=1e12"], 1);
+    let last = *steps(&bench, "run", "train").last().unwrap();
+    let latest = String::from_utf8(bench.read("run/checkpoints/latest")).unwrap();
+    assert_eq!(latest.trim(), format!("step-{last:08}"));
+}

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::atomic::{self, Staging};
-use super::find::{self, Checkpoint, Found};
+use super::find;
 use super::layout::{self, BEST, CHECKPOINTS, LATEST, MANIFEST};
 use super::lock::RunLock;
 use super::manifest::{Damage, Manifest, verify};
@@ -48,7 +48,7 @@ impl Store {
     /// When this returns, the checkpoint is on the disk and `latest` names it.
     ///
     /// A checkpoint of the same step is replaced (a resumed run comes by it again), or left alone if it is valid and
-    /// the same. Call [`Store::set_best`] and then [`Store::retain`] afterwards: this deletes nothing.
+    /// the same. Call [`Store::point_best_at`] and then [`Store::retain`] afterwards: this deletes nothing.
     ///
     /// Errors (exit 1): `fill` fails or the disk does. What was half written is removed, older checkpoints stay.
     pub fn save(&self, step: u64, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
@@ -70,15 +70,34 @@ impl Store {
         Ok(path)
     }
 
-    /// Makes `best` name the checkpoint of `step`.
+    /// Makes `latest` name the checkpoint of `step`: what is newer is a future that was left.
     ///
     /// Errors (exit 1): there is no checkpoint of that step; the disk refuses.
-    pub fn set_best(&self, step: u64) -> Result<()> {
+    pub fn set_latest(&self, step: u64) -> Result<()> {
+        self.point(LATEST, step)
+    }
+
+    /// Makes `best` name the checkpoint of `step`, or nothing: without a step, and where that checkpoint is gone.
+    ///
+    /// Errors (exit 1): the disk refuses.
+    pub fn point_best_at(&self, step: Option<u64>) -> Result<()> {
+        match step.filter(|&step| self.dir.join(layout::folder_name(step)).is_dir()) {
+            Some(step) => self.point(BEST, step),
+            None => match fs::remove_file(self.dir.join(BEST)) {
+                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+                    Err(Error::unwritable(&self.dir.join(BEST), cause))
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+
+    fn point(&self, pointer: &str, step: u64) -> Result<()> {
         let name = layout::folder_name(step);
         if !self.dir.join(&name).is_dir() {
-            return Err(Error::run(format!("step {step} cannot be the best: it has no checkpoint")));
+            return Err(Error::run(format!("{pointer} cannot name step {step}: it has no checkpoint")));
         }
-        atomic::write_pointer(&self.dir, BEST, &name)
+        atomic::write_pointer(&self.dir, pointer, &name)
     }
 
     /// Deletes the oldest checkpoints until `keep_last` are left up to `latest`. Never deleted: `latest`, `best`, and
@@ -109,21 +128,6 @@ impl Store {
             done.deleted.push(path);
         }
         Ok(done)
-    }
-
-    /// See [`find::latest_valid`].
-    pub fn latest_valid(&self) -> Result<Found> {
-        find::latest_valid(self.run_dir())
-    }
-
-    /// The checkpoint at a path given by the user: see [`Checkpoint::open`].
-    pub fn at(&self, path: &Path) -> Result<Checkpoint> {
-        Checkpoint::open(path)
-    }
-
-    /// The step that `best` names, if its checkpoint still exists.
-    pub fn best(&self) -> Option<u64> {
-        find::best(self.run_dir())
     }
 }
 

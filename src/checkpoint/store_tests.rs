@@ -1,5 +1,5 @@
 use super::*;
-use crate::checkpoint::failpoint;
+use crate::checkpoint::{Checkpoint, failpoint, latest_valid};
 use crate::error::Class;
 use tempfile::TempDir;
 
@@ -39,7 +39,7 @@ fn damage(run: &Path, step: u64) {
 #[test]
 fn a_run_without_checkpoints_has_no_latest_and_no_folder() {
     let (dir, store) = run(&[]);
-    let found = store.latest_valid().unwrap();
+    let found = latest_valid(store.run_dir()).unwrap();
     assert!(found.checkpoint.is_none() && found.damage.is_empty());
     assert!(!dir.path().join(CHECKPOINTS).exists());
 }
@@ -47,7 +47,7 @@ fn a_run_without_checkpoints_has_no_latest_and_no_folder() {
 #[test]
 fn a_save_ends_with_latest_naming_a_valid_checkpoint() {
     let (dir, store) = run(&[100, 200]);
-    let checkpoint = store.latest_valid().unwrap().checkpoint.unwrap();
+    let checkpoint = latest_valid(store.run_dir()).unwrap().checkpoint.unwrap();
     assert_eq!(checkpoint.step(), 200);
     assert_eq!(fs::read_to_string(checkpoint.file(layout::MODEL)).unwrap(), "model 200");
     assert!(checkpoint.has(layout::STATE) && !checkpoint.has(layout::OPTIMIZER));
@@ -61,7 +61,7 @@ fn a_kill_at_any_point_of_a_save_leaves_a_valid_checkpoint_and_no_litter() {
     assert!(seen.len() >= 9, "{} points", seen.len());
     for (nth, snapshot) in seen.iter().enumerate() {
         let reopened = Store::open(snapshot.path()).unwrap();
-        let found = reopened.latest_valid().unwrap();
+        let found = latest_valid(reopened.run_dir()).unwrap();
         let step = found.checkpoint.unwrap().step();
         assert!(found.damage.is_empty() && (step == 100 || step == 200), "point {nth}");
         for name in listing(snapshot.path()) {
@@ -74,7 +74,7 @@ fn a_kill_at_any_point_of_a_save_leaves_a_valid_checkpoint_and_no_litter() {
 fn a_kill_while_the_only_checkpoint_is_replaced_does_not_lose_it() {
     let (dir, store) = run(&[100]);
     for snapshot in failpoint::snapshots(dir.path(), || drop(store.save(100, fill("again")).unwrap())) {
-        let found = Store::open(snapshot.path()).unwrap().latest_valid().unwrap();
+        let found = latest_valid(Store::open(snapshot.path()).unwrap().run_dir()).unwrap();
         let text = fs::read_to_string(found.checkpoint.unwrap().file(layout::MODEL)).unwrap();
         assert!(text == "model 100" || text == "again");
         assert_eq!(listing(snapshot.path()), ["latest", "step-00000100"]);
@@ -95,7 +95,7 @@ fn a_full_disk_at_any_point_keeps_the_old_checkpoint_and_names_what_failed() {
         assert!(message.starts_with("cannot save the checkpoint of step 200: cannot write "), "{message}");
         assert!(!listing(dir.path()).iter().any(|name| name.starts_with(".tmp-")), "point {nth}");
         drop(store);
-        assert!(Store::open(dir.path()).unwrap().latest_valid().unwrap().checkpoint.is_some(), "point {nth}");
+        assert!(latest_valid(Store::open(dir.path()).unwrap().run_dir()).unwrap().checkpoint.is_some(), "point {nth}");
     }
 }
 
@@ -108,7 +108,7 @@ fn a_failing_writer_leaves_the_older_checkpoint_and_no_litter() {
     });
     assert!(result.unwrap_err().to_string().contains("no space left on device"));
     assert_eq!(listing(dir.path()), ["latest", "step-00000100"]);
-    assert_eq!(store.latest_valid().unwrap().checkpoint.unwrap().step(), 100);
+    assert_eq!(latest_valid(store.run_dir()).unwrap().checkpoint.unwrap().step(), 100);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn the_same_checkpoint_saved_again_is_left_alone_and_a_damaged_one_is_replaced()
     assert_eq!(fs::metadata(model(dir.path(), 100)).unwrap().modified().unwrap(), written);
     damage(dir.path(), 100);
     store.save(100, fill("model 100")).unwrap();
-    assert_eq!(store.latest_valid().unwrap().checkpoint.unwrap().step(), 100);
+    assert_eq!(latest_valid(store.run_dir()).unwrap().checkpoint.unwrap().step(), 100);
     assert_eq!(listing(dir.path()), ["latest", "step-00000100"]);
 }
 
@@ -128,7 +128,7 @@ fn a_damaged_latest_is_named_and_the_previous_valid_one_is_used() {
     let (dir, store) = run(&[100, 200, 300]);
     damage(dir.path(), 300);
     fs::remove_file(model(dir.path(), 200)).unwrap();
-    let found = store.latest_valid().unwrap();
+    let found = latest_valid(store.run_dir()).unwrap();
     assert_eq!(found.checkpoint.unwrap().step(), 100);
     let files: Vec<_> = found.damage.iter().map(|damage| damage.file().to_owned()).collect();
     assert_eq!(files, [model(dir.path(), 300), model(dir.path(), 200)]);
@@ -139,14 +139,14 @@ fn no_valid_checkpoint_is_an_error_and_never_a_fresh_start() {
     let (dir, store) = run(&[100, 200]);
     damage(dir.path(), 100);
     damage(dir.path(), 200);
-    let error = store.latest_valid().unwrap_err();
+    let error = latest_valid(store.run_dir()).unwrap_err();
     assert_eq!(error.class(), Class::Run);
     let message = error.to_string();
     assert!(message.starts_with("no valid checkpoint in "), "{message}");
     assert!(message.contains("step-00000100/model.safetensors") && message.contains("step-00000200/model.safetensors"));
     fs::remove_dir_all(dir.path().join("checkpoints/step-00000100")).unwrap();
     fs::remove_dir_all(dir.path().join("checkpoints/step-00000200")).unwrap();
-    assert!(store.latest_valid().unwrap_err().to_string().contains("step-00000200 is missing"));
+    assert!(latest_valid(store.run_dir()).unwrap_err().to_string().contains("step-00000200 is missing"));
 }
 
 #[test]
@@ -154,35 +154,35 @@ fn a_lost_or_damaged_pointer_costs_no_training() {
     let (dir, store) = run(&[100, 200]);
     let latest = dir.path().join("checkpoints/latest");
     fs::write(&latest, "step-0000\u{0}").unwrap();
-    let found = store.latest_valid().unwrap();
+    let found = latest_valid(store.run_dir()).unwrap();
     assert_eq!(found.checkpoint.unwrap().step(), 200);
     assert!(matches!(&found.damage[..], [Damage::Pointer { .. }]));
     fs::remove_file(latest).unwrap();
-    assert_eq!(store.latest_valid().unwrap().checkpoint.unwrap().step(), 200);
+    assert_eq!(latest_valid(store.run_dir()).unwrap().checkpoint.unwrap().step(), 200);
 }
 
 #[test]
 fn an_explicit_path_is_verified_and_may_be_a_pointer() {
     let (dir, store) = run(&[100, 200]);
-    store.set_best(100).unwrap();
-    assert_eq!(store.at(&dir.path().join("checkpoints/best")).unwrap().step(), 100);
-    assert_eq!(store.at(&dir.path().join("checkpoints/step-00000200")).unwrap().step(), 200);
+    store.point_best_at(Some(100)).unwrap();
+    assert_eq!(Checkpoint::open(&dir.path().join("checkpoints/best")).unwrap().step(), 100);
+    assert_eq!(Checkpoint::open(&dir.path().join("checkpoints/step-00000200")).unwrap().step(), 200);
     damage(dir.path(), 200);
-    let error = store.at(&dir.path().join("checkpoints/step-00000200")).unwrap_err();
+    let error = Checkpoint::open(&dir.path().join("checkpoints/step-00000200")).unwrap_err();
     assert!(error.class() == Class::Run && error.to_string().contains("model.safetensors"), "{error}");
-    assert_eq!(store.at(&dir.path().join("checkpoints/step-00000300")).unwrap_err().class(), Class::Input);
+    assert_eq!(Checkpoint::open(&dir.path().join("checkpoints/step-00000300")).unwrap_err().class(), Class::Input);
 }
 
 #[test]
 fn retention_keeps_the_last_ones_and_the_best() {
     let (dir, store) = run(&[100, 200, 300, 400]);
-    store.set_best(200).unwrap();
+    store.point_best_at(Some(200)).unwrap();
     let done = store.retain(2).unwrap();
     assert_eq!(done.deleted, [dir.path().join("checkpoints/step-00000100")]);
     assert_eq!(listing(dir.path()), ["best", "latest", "step-00000200", "step-00000300", "step-00000400"]);
     assert_eq!(store.retain(0).unwrap().deleted.len(), 1);
     assert_eq!(listing(dir.path()), ["best", "latest", "step-00000200", "step-00000400"]);
-    assert_eq!(store.best(), Some(200));
+    assert_eq!(find::best(store.run_dir()), Some(200));
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn retention_deletes_nothing_when_the_newest_does_not_read_back() {
     let done = store.retain(1).unwrap();
     assert!(done.deleted.is_empty());
     assert!(done.damage.unwrap().to_string().contains("step-00000300/model.safetensors"));
-    assert_eq!(store.latest_valid().unwrap().checkpoint.unwrap().step(), 200);
+    assert_eq!(latest_valid(store.run_dir()).unwrap().checkpoint.unwrap().step(), 200);
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn a_run_resumed_from_an_older_step_does_not_count_the_abandoned_future() {
     store.save(150, fill("model 150")).unwrap();
     store.retain(1).unwrap();
     assert_eq!(listing(dir.path()), ["latest", "step-00000150", "step-00000200", "step-00000300"]);
-    assert_eq!(store.latest_valid().unwrap().checkpoint.unwrap().step(), 150);
+    assert_eq!(latest_valid(store.run_dir()).unwrap().checkpoint.unwrap().step(), 150);
 }
 
 #[test]
@@ -212,15 +212,15 @@ fn a_kill_while_deleting_leaves_no_half_checkpoint() {
         for step in find::steps(snapshot.path()).unwrap() {
             verify(&snapshot.path().join(CHECKPOINTS).join(layout::folder_name(step))).unwrap();
         }
-        assert!(reopened.latest_valid().unwrap().damage.is_empty());
+        assert!(latest_valid(reopened.run_dir()).unwrap().damage.is_empty());
     }
 }
 
 #[test]
 fn the_best_must_exist() {
     let (_dir, store) = run(&[100]);
-    assert!(store.set_best(7).unwrap_err().to_string().contains("step 7"));
-    assert_eq!(store.best(), None);
+    store.point_best_at(Some(7)).unwrap();
+    assert_eq!(find::best(store.run_dir()), None);
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub fn student(plan: &Plan, teacher: Option<&LocalTeacher>, screen: &Screen) -> 
             Decoder::new(config, weights, true)
         }
         StudentConfig::Pruned { from, layers } => {
-            let TeacherPath(teacher_path) = plan.config.teacher.as_ref().into();
+            let teacher_path = plan.config.teacher.as_ref().map(|TeacherConfig::Local { path, .. }| path);
             let loaded;
             let whole = match teacher {
                 Some(teacher) if teacher_path == Some(from) => teacher.decoder().as_ref(),
@@ -52,14 +52,6 @@ pub fn student(plan: &Plan, teacher: Option<&LocalTeacher>, screen: &Screen) -> 
             let (config, weights) = student::pruned(whole, layers)?;
             Decoder::new(config, weights, true)
         }
-    }
-}
-
-struct TeacherPath<'a>(Option<&'a std::path::PathBuf>);
-
-impl<'a> From<Option<&'a TeacherConfig>> for TeacherPath<'a> {
-    fn from(teacher: Option<&'a TeacherConfig>) -> Self {
-        Self(teacher.map(|TeacherConfig::Local { path, .. }| path))
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 
-use super::{Outcome, build};
+use super::{Outcome, build, out};
 use crate::checkpoint::atomic;
 use crate::cli::EvalArgs;
 use crate::config::plan::{HeldOut, covers, encoder, model_folder, same_tokenizer};
@@ -40,7 +40,7 @@ impl Request {
         let config = args.config.as_deref().map(config::load_to_read).transpose()?;
         let from = |f: fn(&RunConfig) -> Option<PathBuf>| config.as_ref().and_then(f);
         let teacher = match &args.teacher {
-            Some(path) => Some(hub::locate(&path.to_string_lossy(), Path::new(""))?),
+            Some(path) => Some(hub::locate(path, Path::new(""))?),
             None => from(|c| c.teacher.as_ref().map(|TeacherConfig::Local { path, .. }| path.clone())),
         };
         let data = args.data.clone().or_else(|| from(|c| c.data.eval.clone()));
@@ -79,7 +79,14 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     device::open(args.device.choice)?;
     let screen = Screen::stderr();
     let request = Request::new(args)?;
-    let at = |path: &PathBuf| hub::locate(&path.to_string_lossy(), Path::new(""));
+    // Found out before the work, not after it.
+    for file in [&args.json, &args.dump_logits].into_iter().flatten() {
+        let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !folder.is_dir() {
+            return Err(Error::input(format!("cannot write {}: its folder does not exist", file.display())));
+        }
+    }
+    let at = |path: &PathBuf| hub::locate(path, Path::new(""));
     let (student_dir, baseline_dir) = (at(&args.student)?, args.baseline.as_ref().map(at).transpose()?);
     let tokenizer = Arc::new(TextTokenizer::from_dir(model_folder(&student_dir)?)?);
     for other in [Some(&request.teacher), baseline_dir.as_ref()].into_iter().flatten() {
@@ -88,25 +95,22 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     }
     let encoder = Arc::new(encoder(tokenizer.clone(), &request.chat_template, request.max_length, request.loss_on)?);
     let index = CorpusIndex::open(std::slice::from_ref(&request.data), request.on_bad_record.into())?;
-    let rows =
-        HeldOut::take(Arc::new(index), encoder, request.max_rows).map_err(|e| e.context(request.data.display()))?.rows;
+    let held_out =
+        HeldOut::take(Arc::new(index), encoder, request.max_rows).map_err(|e| e.context(request.data.display()))?;
     let teacher = LocalTeacher::new(Arc::new(build::load_model(&request.teacher, false, &screen)?))?;
     covers(teacher.decoder().config(), &tokenizer, "teacher")?;
     let evaluate = |folder: &Path| -> Result<(Decoder, EvalReport)> {
         let model = build::load_model(folder, false, &screen)?;
         covers(model.config(), &tokenizer, "student")?;
         let never = AtomicBool::new(false);
-        let report = build::evaluate_rows(Some(&teacher as &dyn Teacher), &model, &rows, &never, &screen)?
+        let report = build::evaluate_rows(Some(&teacher as &dyn Teacher), &model, &held_out.rows, &never, &screen)?
             .ok_or_else(|| Error::run("the evaluation was interrupted"))?;
         Ok((model, if request.exact_match { report } else { report.without_exact_match() }))
     };
     let (student, report) = evaluate(&student_dir)?;
-    if let Some(file) = &args.dump_logits {
-        dump_logits(&student, &rows, file)?;
-    }
     let baseline = baseline_dir.map(|dir| evaluate(&dir)).transpose()?.map(|(_, report)| report);
     let gap = baseline.as_ref().map(|b| gap_closed(&report.row_sums, &b.row_sums));
-    print(&report, baseline.as_ref(), gap);
+    // Files first: a closed terminal or a failed gate must not cost them.
     if let Some(file) = &args.json {
         let output = Output {
             student: &report,
@@ -117,25 +121,28 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
         let text = serde_json::to_string_pretty(&output).map_err(|e| Error::run(e.to_string()))?;
         atomic::write_file(file, (text + "\n").as_bytes())?;
     }
+    if let Some(file) = &args.dump_logits {
+        dump_logits(&student, &held_out.rows, file)?;
+    }
+    out::write(&show(&report, baseline.as_ref(), gap))?;
+    if held_out.rejections.count > 0 {
+        screen.line(&format!("{} bad records were passed over", held_out.rejections.count));
+    }
     Ok(gates(args, &report, &screen))
 }
 
-fn print(report: &EvalReport, baseline: Option<&EvalReport>, gap: Option<(f64, Interval)>) {
+fn show(report: &EvalReport, baseline: Option<&EvalReport>, gap: Option<(f64, Interval)>) -> String {
     let mut columns = vec![Column { title: "student", report }];
     columns.extend(baseline.map(|report| Column { title: "baseline", report }));
-    print!("{}", eval_table(&columns));
+    let mut text = eval_table(&columns);
     if let (Some(ratio), Some(Interval(low, high))) = (report.perplexity_ratio, report.perplexity_ratio_ci95) {
-        println!("perplexity ratio                {ratio:>14.4}  (95 % interval {low:.4} to {high:.4})");
+        text += &format!("{:<32}{ratio:>14.4}  (95 % interval {low:.4} to {high:.4})\n", "perplexity ratio");
     }
     if let Some((gap, Interval(low, high))) = gap {
-        println!(
-            "gap closed                      {:>12.1} %  (95 % interval {:.1} to {:.1} %)",
-            100.0 * gap,
-            100.0 * low,
-            100.0 * high
-        );
+        let [gap, low, high] = [gap, low, high].map(|x| 100.0 * x);
+        text += &format!("{:<32}{gap:>12.1} %  (95 % interval {low:.1} to {high:.1} %)\n", "gap closed");
     }
-    println!("on {} rows, {} target tokens", report.rows, report.tokens);
+    text + &format!("on {} rows, {} target tokens\n", report.rows, report.tokens)
 }
 
 /// NaN fails every gate.

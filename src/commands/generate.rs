@@ -1,15 +1,14 @@
 //! `distill generate`: a prompt in, text out as it comes.
 
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Outcome, build};
+use super::{Outcome, build, out};
 use crate::cli::GenerateArgs;
 use crate::config::{ChatTemplate, LossOn, plan};
 use crate::corpus::TextTokenizer;
 use crate::device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::hub;
 use crate::metrics::Screen;
 use crate::model::{Finish, GenerateOptions, generate};
@@ -17,7 +16,7 @@ use crate::model::{Finish, GenerateOptions, generate};
 pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     device::open(args.device.choice)?;
     let screen = Screen::stderr();
-    let folder = hub::locate(&args.model.to_string_lossy(), Path::new(""))?;
+    let folder = hub::locate(&args.model, Path::new(""))?;
     let tokenizer = Arc::new(TextTokenizer::from_dir(plan::model_folder(&folder)?)?);
     let template = if args.raw { ChatTemplate::None } else { args.chat_template.clone() };
     let encoder = plan::encoder(tokenizer.clone(), &template, 2, LossOn::Completion)?;
@@ -71,9 +70,6 @@ impl<'a> Stream<'a> {
             .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
             .collect();
         self.printed = text.len();
-        let mut out = std::io::stdout().lock();
-        out.write_all(fresh.as_bytes())
-            .and_then(|()| out.flush())
-            .map_err(|e| Error::run(format!("cannot write to stdout: {e}")))
+        out::write(&fresh)
     }
 }

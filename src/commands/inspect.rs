@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Outcome, show_plan};
+use super::{Outcome, out, show_plan};
 use crate::checkpoint::{Checkpoint, find, layout};
 use crate::cli::InspectArgs;
 use crate::config::{self, plan::Plan};
@@ -17,8 +17,12 @@ use crate::train::TrainState;
 use crate::units::{Bytes, Count, Rounded, Span};
 
 pub fn run(args: &InspectArgs) -> Result<Outcome> {
-    let path = hub::locate(&args.path.to_string_lossy(), Path::new(""))?;
-    let text = if path.is_file() {
+    let path = hub::locate(&args.path, Path::new(""))?;
+    let pointer = [layout::LATEST, layout::BEST].iter().any(|name| path.ends_with(name));
+    let text = if path.is_file() && pointer {
+        let folder = Checkpoint::open(&path)?.dir().to_owned();
+        checkpoint(&folder)? + "\n" + &model(&folder)?
+    } else if path.is_file() {
         inspect_file(&path)?
     } else if path.join(layout::STATE).is_file() {
         checkpoint(&path)? + "\n" + &model(&path)?
@@ -34,7 +38,7 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
     } else {
         return Err(Error::input(format!("{} does not exist", path.display())));
     };
-    print!("{text}");
+    out::write(&text)?;
     Ok(Outcome::Done)
 }
 
@@ -91,7 +95,7 @@ fn model(folder: &Path) -> Result<String> {
 
 fn checkpoint(folder: &Path) -> Result<String> {
     let checkpoint = Checkpoint::open(folder)?;
-    let (state, _) = TrainState::read(&checkpoint)?;
+    let state = TrainState::read(&checkpoint)?;
     let mut out = format!("checkpoint after step {}: every file matches its digest\n", Count(checkpoint.step()));
     out += &training(&state);
     for (name, entry) in &checkpoint.manifest().files {

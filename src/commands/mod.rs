@@ -2,10 +2,13 @@
 
 mod build;
 mod eval;
+mod fingerprints;
 mod generate;
 mod inspect;
+mod out;
 mod show_plan;
 mod signals;
+mod start;
 mod train;
 
 use crate::cli::Command;

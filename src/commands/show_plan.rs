@@ -53,7 +53,12 @@ pub fn lines(plan: &Plan) -> Vec<String> {
     }
     if let Some(held_out) = &plan.held_out {
         let targets: usize = held_out.rows.iter().map(Row::target_count).sum();
-        line("held out", format!("{} rows, {} targets", Count(held_out.rows.len() as u64), Count(targets as u64)));
+        let rejected = match held_out.rejections.count {
+            0 => String::new(),
+            n => format!(", {} bad records passed over", Count(n)),
+        };
+        let rows = Count(held_out.rows.len() as u64);
+        line("held out", format!("{rows} rows, {} targets{rejected}", Count(targets as u64)));
     }
     let loss = &config.loss;
     line(

@@ -1,178 +1,155 @@
 //! `distill train`: plan, build, run, report.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
-use super::build;
-use super::show_plan;
-use super::{Outcome, signals};
-use crate::checkpoint::{Checkpoint, Dtype, Store, atomic, latest_valid, layout};
-use crate::cli::{Resume, TrainArgs};
+use super::start::{Origin, Start};
+use super::{Outcome, build, fingerprints, out, show_plan, signals};
+use crate::checkpoint::{Dtype, Store, atomic, layout};
+use crate::cli::TrainArgs;
 use crate::config::plan::Plan;
-use crate::config::{self, Dtype as OutputDtype, RunConfig, TeacherConfig};
-use crate::corpus::Loader;
+use crate::config::{self, Dtype as OutputDtype};
+use crate::corpus::{Loader, Rejections};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::eval::EvalReport;
 use crate::metrics::{self, Console, Event, Jsonl, Screen, Sink, Sinks};
-use crate::model::{Decoder, weight_files};
+use crate::model::Decoder;
 use crate::report::{Column, Status, Summary, eval_table};
 use crate::student::{Companions, write_model};
 use crate::teacher::{LocalTeacher, Teacher};
-use crate::train::{Ending, Evaluated, Pace, Run, TrainState, check_fingerprints};
-use crate::units::{Count, Rounded};
+use crate::train::{Ending, Evaluated, Pace, Run, TrainState};
+use crate::units::{Count, Rounded, Span};
 
 const STUDENT: &str = "student";
+const CONFIG: &str = "config.toml";
+const REJECTED: &str = "rejected.jsonl";
+const CURVES: &str = "curves.svg";
 
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
     device::open(args.device.choice)?;
     let screen = Screen::stderr();
     let config = config::load(&args.config, &args.set, args.output.as_deref())?;
-    let run_dir = config.output.dir.clone();
     if args.dry_run {
         let plan = Plan::new(config, &screen)?;
-        print!("{}", show_plan::with_estimate(&plan, &screen)?);
+        out::write(&show_plan::with_estimate(&plan, &screen)?)?;
         return Ok(Outcome::Done);
     }
-    let start = Start::find(args.resume.as_ref(), &run_dir, &config, &screen)?;
+    let interrupted = signals::watch()?;
+    let start = Start::find(args.resume.as_ref(), &config.output.dir, &config, &screen)?;
     let plan = Plan::new(config, &screen)?;
     show_plan::lines(&plan).iter().for_each(|line| screen.line(line));
-    let interrupted = signals::watch()?;
-    Session::open(&plan, start, &screen, args.stop_after, &interrupted)?.run()
-}
-
-/// Where a run begins.
-enum Start {
-    Fresh,
-    From(Box<Checkpoint>),
-}
-
-impl Start {
-    fn find(resume: Option<&Resume>, run_dir: &Path, config: &RunConfig, screen: &Screen) -> Result<Self> {
-        let checkpoint = match resume {
-            None if layout::is_fresh(run_dir)? => return Ok(Self::Fresh),
-            None => {
-                return Err(Error::input(format!(
-                    "{} is not empty: --resume goes on with the run in it, another --output starts a new one",
-                    run_dir.display()
-                )));
-            }
-            Some(Resume::Auto) if layout::is_fresh(run_dir)? => return Ok(Self::Fresh),
-            Some(Resume::Auto) => {
-                let found = latest_valid(run_dir)?;
-                for damage in &found.damage {
-                    screen.line(&format!("warning[checkpoint_damaged]: {damage}; an older one is used"));
-                }
-                found.checkpoint.ok_or_else(|| {
-                    Error::run(format!(
-                        "{} has no checkpoint to resume from; remove the folder or choose another --output to start anew",
-                        run_dir.display()
-                    ))
-                })?
-            }
-            Some(Resume::From(path)) => Checkpoint::open(path)?,
-        };
-        let saved = checkpoint.dir().ancestors().map(|dir| dir.join("config.toml")).find(|file| file.is_file());
-        if let Some(saved) = saved {
-            let differences = config::resume_differences(&config::load(&saved, &[], None)?, config)?;
-            if !differences.is_empty() {
-                let list: Vec<String> = differences.iter().map(|d| format!("\n  {d}")).collect();
-                return Err(Error::input(format!(
-                    "cannot resume {}: the config is not the run's:{}\nrestore these, or start a new run in another --output",
-                    checkpoint.dir().display(),
-                    list.concat()
-                )));
-            }
-        }
-        Ok(Self::From(Box::new(checkpoint)))
+    let session = Session::open(&plan, &start, &screen, args.stop_after, &interrupted)?;
+    if interrupted.load(Ordering::Relaxed) {
+        screen.line("stopped before anything was trained");
+        return Ok(Outcome::Stopped);
     }
+    session.run()
 }
 
-/// An open run: its folder, models, and where it stands.
+/// Everything a run needs, checked and loaded; the run's folder is not touched yet.
 struct Session<'a> {
     plan: &'a Plan,
+    start: &'a Start,
     screen: &'a Screen,
     interrupted: &'a AtomicBool,
     stop_after: Option<u64>,
-    store: Store,
-    sinks: Sinks,
     teacher: Option<LocalTeacher>,
     student: Decoder,
     companions: Companions,
-    start: Start,
+    state: TrainState,
 }
 
 impl<'a> Session<'a> {
     fn open(
         plan: &'a Plan,
-        start: Start,
+        start: &'a Start,
         screen: &'a Screen,
         stop_after: Option<u64>,
         interrupted: &'a AtomicBool,
     ) -> Result<Self> {
-        let run_dir = &plan.config.output.dir;
         let tokenizer = plan.encoder.tokenizer();
-        let files = tokenizer.files();
-        let companions = Companions::read(&files, tokenizer.bos_id(), tokenizer.eos_ids())?;
+        let companions = Companions::read(&tokenizer.files(), tokenizer.bos_id(), tokenizer.eos_ids())?;
+        let fingerprints = fingerprints::of(plan, &companions)?;
+        let state = match start {
+            Start::Fresh => TrainState::new(fingerprints),
+            Start::From(origin) => {
+                let state = TrainState::read(&origin.checkpoint)?;
+                fingerprints::check(&state.fingerprints, &fingerprints)?;
+                state
+            }
+        };
         let teacher = build::teacher(plan, screen)?;
-        let student = match &start {
+        let student = match start {
             Start::Fresh => build::student(plan, teacher.as_ref(), screen)?,
-            Start::From(checkpoint) => Decoder::load(checkpoint.dir(), true)?,
+            Start::From(origin) => Decoder::load(origin.checkpoint.dir(), true)?,
         };
-        let store = Store::open(run_dir)?;
-        config::save(&plan.config, &run_dir.join("config.toml"))?;
-        write_rejected(plan, run_dir)?;
-        let log = run_dir.join(layout::METRICS);
-        let (step, log) = match &start {
-            Start::Fresh => (0, Jsonl::create(&log)?),
-            Start::From(checkpoint) => (checkpoint.step(), Jsonl::resume(&log, checkpoint.step())?),
-        };
-        let console = Console::new(screen.clone(), step, plan.total_steps);
-        let sinks = Sinks(vec![Box::new(log), Box::new(console)]);
-        Ok(Self { plan, screen, interrupted, stop_after, store, sinks, teacher, student, companions, start })
+        Ok(Self { plan, start, screen, interrupted, stop_after, teacher, student, companions, state })
     }
 
-    fn run(mut self) -> Result<Outcome> {
-        let plan = self.plan;
-        let train = &plan.config.train;
-        let mut state = TrainState { threads: rayon::current_num_threads(), ..TrainState::default() };
-        state.fingerprints = fingerprints(plan, &self.companions)?;
-        let mut stepper = build::stepper(plan, self.teacher.as_ref(), &self.student)?;
-        let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
-        if let Start::From(checkpoint) = &self.start {
-            let (saved, moments) = TrainState::read(checkpoint)?;
-            check_fingerprints(&saved.fingerprints, &state.fingerprints)?;
-            if saved.threads != state.threads {
-                let message = format!(
-                    "the run began with {} threads and goes on with {}: results may differ in the last bits \
-                     (RAYON_NUM_THREADS={} keeps them)",
-                    saved.threads, state.threads, saved.threads
-                );
-                warn(&mut self.sinks, saved.step, "thread_count_changed", message)?;
+    /// Opens the run's folder for writing, as it has to be at the state's step: nothing of a later one counts any more.
+    fn open_folder(&self) -> Result<(Store, Sinks)> {
+        let run_dir = &self.plan.config.output.dir;
+        let store = Store::open(run_dir)?;
+        let log = run_dir.join(layout::METRICS);
+        let step = self.state.step;
+        let jsonl = match self.start {
+            Start::Fresh => Jsonl::create(&log)?,
+            Start::From(origin) => {
+                self.go_back(origin, &store, &log)?;
+                Jsonl::resume(&log, step)?
             }
-            state = TrainState { threads: state.threads, ..saved };
-            stepper.optimizer.restore(moments)?;
-            loader.restore(state.loader.clone())?;
-            self.screen.line(&format!("resuming after step {}", Count(state.step)));
-        } else {
-            for notice in &plan.notices {
-                warn(&mut self.sinks, 0, notice.code, notice.message.clone())?;
+        };
+        config::save(&self.plan.config, &run_dir.join(CONFIG))?;
+        let console = Console::new(self.screen.clone(), step, self.plan.total_steps);
+        let mut sinks = Sinks(vec![Box::new(jsonl), Box::new(console)]);
+        if let Start::Fresh = self.start {
+            for notice in &self.plan.notices {
+                warn(&mut sinks, 0, notice.code, notice.message.clone())?;
             }
         }
-        let teacher: Option<&dyn Teacher> = self.teacher.as_ref().map(|t| t as &dyn Teacher);
-        let evaluate = |student: &Decoder| -> Result<Option<EvalReport>> {
-            let Some(held_out) = &plan.held_out else { return Ok(None) };
-            let report = build::evaluate_rows(teacher, student, &held_out.rows, self.interrupted, self.screen)?;
-            Ok(report.map(|r| if plan.config.eval.exact_match { r } else { r.without_exact_match() }))
-        };
-        // The whole first report is kept for the closing table; a resumed run has only what state.json says of it.
+        Ok((store, sinks))
+    }
+
+    fn go_back(&self, origin: &Origin, store: &Store, log: &Path) -> Result<()> {
+        if origin.same_run {
+            // `latest` first: a kill after the log was cut must not find the later checkpoint with a hole in its log.
+            store.set_latest(self.state.step)?;
+        } else {
+            let theirs = origin.run_dir.join(layout::METRICS);
+            std::fs::copy(&theirs, log).map_err(|e| Error::unreadable(&theirs, e))?;
+        }
+        store.point_best_at(self.state.best.map(|best| best.step))
+    }
+
+    fn run(self) -> Result<Outcome> {
+        let plan = self.plan;
+        let train = &plan.config.train;
+        let (store, mut sinks) = self.open_folder()?;
+        let mut stepper = build::stepper(plan, self.teacher.as_ref(), &self.student)?;
+        let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
+        let mut state = self.state.clone();
+        if let Start::From(origin) = self.start {
+            stepper.optimizer.restore(TrainState::read_moments(&origin.checkpoint)?)?;
+            loader.restore(state.loader.clone())?;
+            let threads = rayon::current_num_threads();
+            if state.threads != threads {
+                let message = format!(
+                    "the run began with {0} threads and goes on with {threads}: results may differ in the last bits \
+                     (RAYON_NUM_THREADS={0} keeps them)",
+                    state.threads
+                );
+                warn(&mut sinks, state.step, "thread_count_changed", message)?;
+                state.threads = threads;
+            }
+            self.screen.line(&format!("resuming after step {}", Count(state.step)));
+        }
+        // The whole first report is kept for the closing table; a resumed run has only what its state says of it.
         let mut initial: Option<EvalReport> = None;
         let mut evaluate_step = |step: u64| -> Result<Option<Evaluated>> {
-            let Some(report) = evaluate(&self.student)? else { return Ok(None) };
+            let Some(report) = self.evaluate(&self.student)? else { return Ok(None) };
             let score = report.kl_mean.unwrap_or(report.student_perplexity);
             let event = eval_event(step, &report);
             if step == 0 {
@@ -196,63 +173,103 @@ impl<'a> Session<'a> {
                 keep_last: plan.config.checkpoint.keep_last,
                 keep_best: plan.config.checkpoint.keep_best,
             },
-            store: &self.store,
-            sinks: &mut self.sinks,
+            store: &store,
+            sinks: &mut sinks,
             evaluate: plan.held_out.as_ref().map(|_| &mut evaluate_step as _),
             save_model: &|dir| write_model(dir, &self.student, &self.companions, Dtype::F32),
             interrupted: self.interrupted,
+            saved: match self.start {
+                Start::From(origin) if origin.same_run => Some(state.step),
+                _ => None,
+            },
             state,
         };
         let ended = run.go();
         let state = TrainState { loader: run.loader.state().clone(), ..run.state };
+        let rejections = run.loader.rejections().clone();
         // The moments are twice the student: gone before the saved student is read back.
         drop(run.stepper);
-        let run_dir = &plan.config.output.dir;
         let mut summary = summarize(&state, plan.train.rejections().count);
-        metrics::draw_curves(&run_dir.join(layout::METRICS), &run_dir.join("curves.svg"), &title(run_dir))?;
-        match ended {
+        let end = match ended {
             Err(error) => {
                 summary.status = Status::Failed;
                 summary.error = Some(error.to_string());
-                summary.write(run_dir)?;
                 Err(error)
             }
-            Ok(Ending::Stopped) => {
-                summary.write(run_dir)?;
-                drop(self.sinks);
-                self.screen.line(&format!("stopped after step {}; --resume goes on from there", Count(state.step)));
-                Ok(Outcome::Stopped)
-            }
+            Ok(Ending::Stopped) => Ok(None),
             Ok(ending) => {
                 summary.status = if ending == Ending::TimeUp { Status::TimeUp } else { Status::Complete };
-                let folder = self.save_student()?;
-                let saved = Decoder::load(&folder, false)?;
-                // Read back from the disk: what is reported is what was delivered.
-                let last = evaluate(&saved)?;
-                summary.final_eval = last.as_ref().map(|report| eval_event(state.step, report));
-                self.check_delivery(&state, summary.final_eval.as_ref())?;
-                summary.write(run_dir)?;
-                drop(self.sinks);
-                print_closing(plan, &state, initial.as_ref(), last.as_ref(), &folder);
+                self.deliver(&state, &mut summary).map(Some)
+            }
+        };
+        let run_dir = &plan.config.output.dir;
+        let (delivered, error) = match end {
+            Ok(delivered) => (delivered.flatten(), None),
+            Err(error) => (None, Some(error)),
+        };
+        if delivered.is_none() && error.is_none() {
+            summary.status = Status::Stopped;
+        }
+        // What follows only tells of the run: it neither hides the run's own error nor costs its result.
+        let told = [
+            summary.write(run_dir),
+            write_rejected(plan, &rejections, run_dir),
+            metrics::draw_curves(&run_dir.join(layout::METRICS), &run_dir.join(CURVES), &title(run_dir)),
+        ];
+        for trouble in told.into_iter().filter_map(Result::err) {
+            self.screen.line(&format!("warning[report_incomplete]: {trouble}"));
+        }
+        drop(sinks);
+        match (error, delivered) {
+            (Some(error), _) => Err(error),
+            (None, Some(last)) => {
+                out::write(&closing(plan, &state, initial.as_ref(), last.as_ref()))?;
                 Ok(Outcome::Done)
+            }
+            (None, None) if state.step == 0 => {
+                self.leave_no_trace(run_dir);
+                self.screen.line("stopped before the first step: nothing to save, the same command starts anew");
+                Ok(Outcome::Stopped)
+            }
+            (None, None) => {
+                self.screen.line(&format!("stopped after step {}; --resume goes on from there", Count(state.step)));
+                Ok(Outcome::Stopped)
             }
         }
     }
 
-    /// Writes student/ in the output's dtype.
-    fn save_student(&self) -> Result<PathBuf> {
-        let folder = self.plan.config.output.dir.join(STUDENT);
+    /// The student on the held-out rows. None without such rows, or when it was interrupted.
+    fn evaluate(&self, student: &Decoder) -> Result<Option<EvalReport>> {
+        let Some(held_out) = &self.plan.held_out else { return Ok(None) };
+        let teacher: Option<&dyn Teacher> = self.teacher.as_ref().map(|t| t as &dyn Teacher);
+        let report = build::evaluate_rows(teacher, student, &held_out.rows, self.interrupted, self.screen)?;
+        Ok(report.map(|r| if self.plan.config.eval.exact_match { r } else { r.without_exact_match() }))
+    }
+
+    /// Writes student/ and evaluates what stands on the disk: what is reported is what was delivered. None when it was
+    /// interrupted.
+    fn deliver(&self, state: &TrainState, summary: &mut Summary) -> Result<Option<Option<EvalReport>>> {
+        let folder = student_folder(self.plan);
         let dtype = match self.plan.config.output.dtype {
             OutputDtype::F32 => Dtype::F32,
             OutputDtype::Bf16 => Dtype::Bf16,
         };
         atomic::write_folder(&folder, |dir| write_model(dir, &self.student, &self.companions, dtype))?;
-        Ok(folder)
+        let report = self.evaluate(&Decoder::load(&folder, false)?)?;
+        if self.plan.held_out.is_some() && report.is_none() {
+            return Ok(None);
+        }
+        if let Some(report) = &report {
+            let saved = eval_event(state.step, report);
+            self.check_delivery(state, &saved)?;
+            summary.final_eval = Some(saved);
+        }
+        Ok(Some(report))
     }
 
     /// An f32 folder must evaluate as the model in memory did.
-    fn check_delivery(&self, state: &TrainState, saved: Option<&metrics::Eval>) -> Result<()> {
-        let (Some(memory), Some(saved)) = (&state.last_eval, saved) else { return Ok(()) };
+    fn check_delivery(&self, state: &TrainState, saved: &metrics::Eval) -> Result<()> {
+        let Some(memory) = &state.last_eval else { return Ok(()) };
         let same = (memory.student_perplexity / saved.student_perplexity - 1.0).abs() < 1e-6;
         if self.plan.config.output.dtype == OutputDtype::F32 && state.evaluated == Some(state.step) && !same {
             return Err(Error::run(format!(
@@ -262,16 +279,35 @@ impl<'a> Session<'a> {
         }
         Ok(())
     }
+
+    /// Removes what a run without a step has written, so that its folder counts as empty. Best effort: it only tidies.
+    fn leave_no_trace(&self, run_dir: &Path) {
+        for name in [layout::METRICS, CONFIG, "summary.json", REJECTED, CURVES] {
+            let _ = std::fs::remove_file(run_dir.join(name));
+        }
+    }
+}
+
+fn student_folder(plan: &Plan) -> PathBuf {
+    plan.config.output.dir.join(STUDENT)
 }
 
 /// rejected.jsonl: what `on_bad_record = "skip"` passed over, the first thousand of each kind. Absent when nothing was.
-fn write_rejected(plan: &Plan, run_dir: &Path) -> Result<()> {
-    let lines: String = [plan.train.rejections(), &plan.scan.rejections]
-        .iter()
-        .flat_map(|rejections| &rejections.first)
-        .map(|r| json!({ "file": *r.place.file, "line": r.place.line, "reason": r.reason }).to_string() + "\n")
-        .collect();
-    if lines.is_empty() { Ok(()) } else { atomic::write_file(&run_dir.join("rejected.jsonl"), lines.as_bytes()) }
+fn write_rejected(plan: &Plan, while_training: &Rejections, run_dir: &Path) -> Result<()> {
+    let held_out = plan.held_out.as_ref().map(|h| &h.rejections);
+    let all = [Some(plan.train.rejections()), Some(&plan.scan.rejections), Some(while_training), held_out];
+    let mut lines: Vec<String> = vec![];
+    for r in all.into_iter().flatten().flat_map(|rejections| &rejections.first) {
+        let line = json!({ "file": *r.place.file, "line": r.place.line, "reason": r.reason }).to_string();
+        // The plan's scan and the training meet the same records.
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    if lines.is_empty() {
+        return Ok(());
+    }
+    atomic::write_file(&run_dir.join(REJECTED), (lines.join("\n") + "\n").as_bytes())
 }
 
 fn warn(sinks: &mut Sinks, step: u64, code: &str, message: String) -> Result<()> {
@@ -297,7 +333,7 @@ fn eval_event(step: u64, report: &EvalReport) -> metrics::Eval {
     }
 }
 
-/// The summary of a stopped run; the caller knows if it ended otherwise.
+/// The summary of a stopped run; the caller knows if it ended otherwise. `malformed`: records that could not be parsed.
 fn summarize(state: &TrainState, malformed: u64) -> Summary {
     Summary {
         status: Status::Stopped,
@@ -310,62 +346,32 @@ fn summarize(state: &TrainState, malformed: u64) -> Summary {
         rows_rejected: malformed + state.loader.records_rejected,
         tokens_per_second: (state.step > 0).then(|| state.input_tokens as f64 / state.train_seconds),
         peak_rss_bytes: crate::units::peak_rss_bytes(),
-        elapsed_seconds: state.train_seconds,
+        elapsed_seconds: state.elapsed_seconds,
         initial_eval: state.initial_eval.clone(),
         final_eval: state.last_eval.clone(),
         best: state.best,
     }
 }
 
-/// What a resumed run must find as it was: digests of data, tokenizer and teacher by name.
-fn fingerprints(plan: &Plan, companions: &Companions) -> Result<BTreeMap<String, String>> {
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let mut prints = BTreeMap::new();
-    prints.insert("the training data".into(), hex(&plan.train.digest()));
-    if let Some(held_out) = &plan.held_out {
-        prints.insert("the held-out data".into(), hex(&held_out.index.digest()));
-    }
-    prints.insert("the student's tokenizer".into(), hex(&companions.digest()));
-    if let Some(TeacherConfig::Local { path, .. }) = &plan.config.teacher {
-        prints.insert("the teacher".into(), hex(&weights_fingerprint(path)?));
-    }
-    Ok(prints)
-}
-
-/// A digest of a model's files by sample: their sizes, and 64 KiB at each of 64 even places. It tells two models apart
-/// without reading gigabytes.
-fn weights_fingerprint(folder: &Path) -> Result<[u8; 32]> {
-    use std::os::unix::fs::FileExt;
-    const PLACES: u64 = 64;
-    let mut hasher = Sha256::new();
-    for path in weight_files(folder)?.iter().chain([&folder.join("config.json")]) {
-        let unreadable = |e| Error::unreadable(path, e);
-        let file = std::fs::File::open(path).map_err(unreadable)?;
-        let len = file.metadata().map_err(unreadable)?.len();
-        hasher.update(len.to_le_bytes());
-        let mut block = vec![0u8; 64 << 10];
-        for place in 0..PLACES {
-            let n = file.read_at(&mut block, len / PLACES * place).map_err(unreadable)?;
-            hasher.update(&block[..n]);
-        }
-    }
-    Ok(hasher.finalize().into())
-}
-
-/// The table that closes a run, on stdout.
-fn print_closing(plan: &Plan, state: &TrainState, initial: Option<&EvalReport>, last: Option<&EvalReport>, to: &Path) {
+/// The table that closes a run.
+fn closing(plan: &Plan, state: &TrainState, initial: Option<&EvalReport>, last: Option<&EvalReport>) -> String {
+    let mut text = String::new();
     if let Some(last) = last {
         let before = initial.map(|report| Column { title: "before", report });
         let columns: Vec<Column> = before.into_iter().chain([Column { title: "after", report: last }]).collect();
-        print!("\n{}", eval_table(&columns));
+        text += &format!("\n{}", eval_table(&columns));
     }
     let (student, teacher) = (plan.student.parameters(), plan.teacher.as_ref().map(|t| t.parameters()));
     let share = teacher.map_or(String::new(), |t| {
         format!(", {:.0} % of the teacher's {}", 100.0 * student as f64 / t as f64, Rounded(t as u64))
     });
     let speed = state.input_tokens as f64 / state.train_seconds.max(1e-9);
-    let seconds = crate::units::Span::from_seconds(state.train_seconds);
-    println!("student: {} ({} parameters{share})", to.display(), Rounded(student as u64));
-    println!("trained: {} steps in {seconds}, {} tokens/s", Count(state.step), Count(speed as u64));
-    println!("curves:  {}", plan.config.output.dir.join("curves.svg").display());
+    text += &format!("student  {} ({} parameters{share})\n", student_folder(plan).display(), Rounded(student as u64));
+    text += &format!(
+        "steps    {} in {}, {} tokens/s while training\n",
+        Count(state.step),
+        Span::from_seconds(state.elapsed_seconds),
+        Count(speed as u64)
+    );
+    text + &format!("curves   {}\n", plan.config.output.dir.join(CURVES).display())
 }

@@ -17,7 +17,7 @@ pub struct Memory {
 
 impl Memory {
     pub fn total(&self) -> u64 {
-        self.teacher + self.student + self.activations
+        self.teacher.saturating_add(self.student).saturating_add(self.activations)
     }
 }
 
@@ -31,14 +31,14 @@ pub(super) fn estimate(
     longest: usize,
 ) -> Memory {
     let longest = if config.data.packing { config.data.max_length } else { longest };
-    let tokens = (config.train.micro_batch_size * longest) as u64;
+    let tokens = config.train.micro_batch_size.saturating_mul(longest) as u64;
     let weights = student.parameters() as u64 * F32;
     let vocab = student.vocab_size as u64;
     let logits = (64 << 20) * if teacher.is_some() { 3 } else { 2 };
     Memory {
         teacher: teacher.map_or(0, |t| t.parameters() as u64 * F32),
         student: 4 * weights,
-        activations: tokens * per_token(student) * F32 + logits.min(256 * vocab * F32 * 3),
+        activations: tokens.saturating_mul(per_token(student) * F32).saturating_add(logits.min(256 * vocab * F32 * 3)),
         checkpoint: 3 * weights,
     }
 }

@@ -15,12 +15,13 @@ mod tests;
 mod types;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use resume::{Difference, resume_differences};
 pub use types::*;
 
+use crate::checkpoint::atomic;
 use crate::error::{Error, Result};
 use crate::hub;
 use problem::Problems;
@@ -104,23 +105,5 @@ pub fn to_toml(config: &RunConfig) -> Result<String> {
 /// # Errors
 /// Those of [`to_toml`], and a run error where the file cannot be written.
 pub fn save(config: &RunConfig, path: &Path) -> Result<()> {
-    let text = to_toml(config)?;
-    let sibling = path.with_extension("toml.tmp");
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&sibling)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&sibling, path)?;
-        // The rename itself must survive a power cut; only Unix can open a folder for that.
-        #[cfg(unix)]
-        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            File::open(parent)?.sync_all()?;
-        }
-        Ok(())
-    };
-    write().map_err(|cause| {
-        // Best effort: the cause matters, not whether the litter could be removed.
-        let _ = std::fs::remove_file(&sibling);
-        Error::unwritable(path, cause)
-    })
+    atomic::write_file(path, to_toml(config)?.as_bytes())
 }

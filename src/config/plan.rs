@@ -1,17 +1,18 @@
 //! What a run will do: the parts of a config checked against each other and against what is on the disk, with the
 //! arithmetic. All problems are reported at once. Weights are not loaded here.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::memory::{Memory, estimate};
 use super::types::*;
 use crate::corpus::{
-    CorpusIndex, Encoder, LoadOrder, Loader, OverlapFinder, Row, Scan, TemplateChoice, TextTokenizer, scan,
+    CorpusIndex, Encoder, LoadOrder, Loader, OverlapFinder, Rejections, Row, Scan, TemplateChoice, TextTokenizer, scan,
 };
 use crate::error::{Error, Result};
 use crate::metrics::Screen;
 use crate::model::ModelConfig;
+use crate::units::{Bytes, total_memory_bytes};
 
 /// JSONL read for token counts at most, unless the number of steps depends on all of it.
 const SAMPLE_BYTES: u64 = 16 << 20;
@@ -30,8 +31,6 @@ pub struct Plan {
     pub config: RunConfig,
     pub teacher: Option<ModelConfig>,
     pub student: ModelConfig,
-    /// Folder whose tokenizer the student uses.
-    pub tokenizer_dir: PathBuf,
     pub encoder: Arc<Encoder>,
     pub train: Arc<CorpusIndex>,
     pub scan: Scan,
@@ -48,6 +47,8 @@ pub struct Plan {
 pub struct HeldOut {
     pub index: Arc<CorpusIndex>,
     pub rows: Vec<Row>,
+    /// Records passed over under on_bad_record = "skip".
+    pub rejections: Rejections,
 }
 
 impl HeldOut {
@@ -55,7 +56,9 @@ impl HeldOut {
     pub fn take(index: Arc<CorpusIndex>, encoder: Arc<Encoder>, max_rows: usize) -> Result<Self> {
         let mut loader = Loader::new(index.clone(), encoder, LoadOrder { seed: 0, shuffle: false, epochs: Some(1) });
         let rows = loader.next_step(max_rows, false)?.map(|step| step.items.into_iter().flatten().collect());
-        Ok(Self { index, rows: rows.unwrap_or_default() })
+        let mut rejections = index.rejections().clone();
+        rejections.extend(loader.rejections());
+        Ok(Self { index, rows: rows.unwrap_or_default(), rejections })
     }
 }
 
@@ -181,11 +184,17 @@ impl Plan {
             Length::Epochs(epochs) => count(epochs)?,
         };
         let memory = estimate(&config, models.teacher.as_ref(), &models.student, scan.longest);
+        if let Some(there) = total_memory_bytes().filter(|&there| memory.total() / 2 > there) {
+            let (needed, there) = (Bytes(memory.total()), Bytes(there));
+            return Err(Error::input(format!(
+                "the run needs about {needed} of memory, more than twice this machine's {there}: lower \
+                 train.micro_batch_size or data.max_length, or take a smaller model"
+            )));
+        }
         let mut plan = Self {
             config,
             teacher: models.teacher,
             student: models.student,
-            tokenizer_dir: models.tokenizer.dir().to_owned(),
             encoder,
             train: corpora.train,
             scan,
@@ -229,6 +238,15 @@ impl Plan {
                 );
                 notice("rows_longer_than_context", message);
             }
+        }
+        let needed = self.memory.total();
+        if let Some(there) = total_memory_bytes().filter(|&there| needed > there) {
+            let (needed, there) = (Bytes(needed), Bytes(there));
+            let message = format!(
+                "the run needs about {needed} of memory, this machine has {there}: lower train.micro_batch_size or \
+                 data.max_length, or take a smaller model"
+            );
+            notice("more_memory_than_there_is", message);
         }
         let scan = &self.scan;
         if scan.rows_truncated * 5 > scan.rows_used {

@@ -24,6 +24,10 @@ pub enum Numbers {
     Fraction,
     /// [0, 1)
     Decay,
+    /// [0.001, 1000]: 1 / T and T² stay far from what f32 cannot hold.
+    Temperature,
+    /// [1e-30, 1]: not lost in f32.
+    Epsilon,
 }
 
 impl Numbers {
@@ -34,6 +38,8 @@ impl Numbers {
                 Self::NonNegative => x >= 0.0,
                 Self::Fraction => (0.0..=1.0).contains(&x),
                 Self::Decay => (0.0..1.0).contains(&x),
+                Self::Temperature => (1e-3..=1e3).contains(&x),
+                Self::Epsilon => (1e-30..=1.0).contains(&x),
             }
     }
 
@@ -43,6 +49,8 @@ impl Numbers {
             Self::NonNegative => "a finite number ≥ 0",
             Self::Fraction => "a number from 0 to 1",
             Self::Decay => "a number ≥ 0 and < 1",
+            Self::Temperature => "a finite number > 0, from 0.001 to 1000",
+            Self::Epsilon => "a finite number > 0, from 1e-30 to 1",
         }
     }
 }

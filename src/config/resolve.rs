@@ -35,6 +35,16 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
         keep_last: r.size("checkpoint.keep_last", 1).unwrap_or(2),
         keep_best: r.flag("checkpoint.keep_best", true),
     };
+    if eval.exact_match && data.as_ref().is_some_and(|data| data.loss_on == LossOn::All) {
+        r.refuse("eval.exact_match", "needs data.loss_on = \"completion\": a prompt is no answer");
+    }
+    let idle = loss.kind == LossKind::CrossEntropy && data.as_ref().is_some_and(|data| data.eval.is_none());
+    if teacher.is_some() && idle {
+        r.refuse(
+            "teacher.path",
+            "is never asked: cross_entropy does not need it, and there is no data.eval to compare on",
+        );
+    }
     let output = output_config(r, output);
     if !r.problems.is_empty() {
         return None;
@@ -144,7 +154,7 @@ fn loss(r: &mut Reader<'_>) -> LossConfig {
     let kind = r.choice("loss.kind", LossKind::ForwardKl, LossKind::ALL, &LATER);
     let loss = LossConfig {
         kind,
-        temperature: r.float("loss.temperature", 1.0, Numbers::Positive),
+        temperature: r.float("loss.temperature", 1.0, Numbers::Temperature),
         hard_label_weight: r.float("loss.hard_label_weight", 0.0, Numbers::Fraction),
         scale_by_temperature_squared: r.flag("loss.scale_by_temperature_squared", true),
     };
@@ -176,6 +186,11 @@ fn loss(r: &mut Reader<'_>) -> LossConfig {
 
 fn train(r: &mut Reader<'_>) -> TrainConfig {
     let (steps, epochs) = (r.integer("train.steps", 1), r.integer("train.epochs", 1));
+    // Planning counts the steps of each epoch.
+    const MOST_EPOCHS: u64 = 100_000;
+    if epochs.is_some_and(|n| n > MOST_EPOCHS) {
+        r.outside("train.epochs", format!("an integer from 1 to {MOST_EPOCHS}"));
+    }
     if r.has("train.steps") && r.has("train.epochs") {
         r.refuse("train.epochs", "excludes train.steps: give one of them");
     }
@@ -213,7 +228,7 @@ fn train(r: &mut Reader<'_>) -> TrainConfig {
         warmup_steps: r.integer("train.warmup_steps", 0).unwrap_or(0),
         beta1: r.float("train.beta1", 0.9, Numbers::Decay),
         beta2: r.float("train.beta2", 0.999, Numbers::Decay),
-        epsilon: r.float("train.epsilon", 1e-8, Numbers::Positive),
+        epsilon: r.float("train.epsilon", 1e-8, Numbers::Epsilon),
         weight_decay: r.float("train.weight_decay", 0.0, Numbers::NonNegative),
         max_grad_norm: r.float("train.max_grad_norm", 1.0, Numbers::Positive),
     }

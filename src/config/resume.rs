@@ -22,7 +22,8 @@ impl std::fmt::Display for Difference {
 
 /// The length of the run, where it goes, and how often it looks at itself.
 fn may_differ(key: &str) -> bool {
-    matches!(key, "train.steps" | "train.epochs" | "train.max_time" | "eval.every_steps")
+    // on_bad_record: the way out of a record that turns out bad in the middle of a run.
+    matches!(key, "train.steps" | "train.epochs" | "train.max_time" | "eval.every_steps" | "data.on_bad_record")
         || key.starts_with("output.")
         || key.starts_with("checkpoint.")
 }

@@ -55,12 +55,22 @@ pub struct Rejections {
     pub first: Vec<Rejected>,
 }
 
+/// Bad rows that are kept by name.
+const KEPT: usize = 1000;
+
 impl Rejections {
     pub(super) fn push(&mut self, place: Place, reason: String) {
         self.count += 1;
-        if self.first.len() < 1000 {
+        if self.first.len() < KEPT {
             self.first.push(Rejected { place, reason });
         }
+    }
+
+    /// Adds those of `other`.
+    pub fn extend(&mut self, other: &Self) {
+        self.count += other.count;
+        let room = KEPT - self.first.len();
+        self.first.extend(other.first.iter().take(room).cloned());
     }
 
     /// The input error that lists up to ten of them and names the way out.

@@ -68,12 +68,20 @@ pub struct Loader {
     permutation: Option<Vec<u32>>,
     /// The record at the cursor, encoded; None: not looked at yet.
     current: Option<Vec<EncodedRow>>,
+    rejections: Rejections,
 }
 
 impl Loader {
     pub fn new(index: Arc<CorpusIndex>, encoder: Arc<Encoder>, order: LoadOrder) -> Self {
-        let mut loader =
-            Self { index, encoder, order, state: LoaderState::default(), permutation: None, current: None };
+        let mut loader = Self {
+            index,
+            encoder,
+            order,
+            state: LoaderState::default(),
+            permutation: None,
+            current: None,
+            rejections: Rejections::default(),
+        };
         loader.permute();
         loader
     }
@@ -94,6 +102,11 @@ impl Loader {
 
     pub fn state(&self) -> &LoaderState {
         &self.state
+    }
+
+    /// Records that could not be encoded, under on_bad_record = "skip", of this loader's first epoch.
+    pub fn rejections(&self) -> &Rejections {
+        &self.rejections
     }
 
     fn permute(&mut self) {
@@ -199,7 +212,10 @@ impl Loader {
                     bad.push(place, reason);
                     return Err(bad.refusal());
                 }
-                self.state.records_rejected += (self.state.epoch == 0) as u64;
+                if self.state.epoch == 0 {
+                    self.state.records_rejected += 1;
+                    self.rejections.push(place, reason);
+                }
                 Ok(vec![])
             }
         }

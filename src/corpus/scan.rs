@@ -156,14 +156,14 @@ impl Scan {
     pub fn count_steps(&self, order: LoadOrder, batch_size: usize, packing: bool, max_length: usize) -> Result<u64> {
         let (epochs, batch) = (order.epochs.unwrap_or(1), batch_size.max(1) as u64);
         if !packing {
-            return Ok(self.rows_used.div_ceil(batch) * epochs);
+            return Ok(self.rows_used.div_ceil(batch).saturating_mul(epochs));
         }
         if !self.exact {
-            return Ok(self.tokens.div_ceil(max_length.max(1) as u64).div_ceil(batch) * epochs);
+            return Ok(self.tokens.div_ceil(max_length.max(1) as u64).div_ceil(batch).saturating_mul(epochs));
         }
         let records = u32::try_from(self.records).map_err(|_| Error::input("too many records"))?;
         if !order.shuffle {
-            return Ok(self.packs(0..records, max_length).div_ceil(batch) * epochs);
+            return Ok(self.packs(0..records, max_length).div_ceil(batch).saturating_mul(epochs));
         }
         Ok((0..epochs)
             .into_par_iter()

@@ -84,7 +84,8 @@ impl EvalReport {
         let teacher_perplexity = compared(&|c| c.teacher_nll).map(f64::exp);
         let kl_mean = compared(&|c| c.kl);
         let ratio = |sums: &RowSums| ((sums.nll - sums.teacher_nll) / sums.targets).exp();
-        let outside = compared(&|c| c.mass_outside);
+        let outside: Option<Vec<f64>> =
+            comparisons.as_ref().and_then(|all| all.iter().map(|c| c.mass_outside).collect());
         Ok(Self {
             rows: rows.len(),
             tokens: targets.len(),
@@ -108,7 +109,7 @@ impl EvalReport {
             teacher_exact_match: comparisons
                 .as_ref()
                 .map(|_| exact(&|t| t.comparison.is_some_and(|c| c.teacher_correct))),
-            student_mass_outside: outside.filter(|&m| m > 1e-6),
+            student_mass_outside: outside.map(|all| all.iter().sum::<f64>() / n),
             row_sums,
         })
     }
@@ -150,7 +151,7 @@ mod tests {
             top1: correct,
             top5: 0.5,
             acceptance: 0.5,
-            mass_outside: 0.0,
+            mass_outside: None,
             teacher_nll: 1.0,
             teacher_correct: true,
             delta_p: -0.5,

@@ -15,8 +15,8 @@ pub struct Comparison {
     pub top5: f64,
     /// Σ min(p, q): the chance that speculative decoding accepts the student's token.
     pub acceptance: f64,
-    /// Student probability of ids beyond the teacher's vocabulary.
-    pub mass_outside: f64,
+    /// Student probability of ids beyond the teacher's vocabulary; None where there are none.
+    pub mass_outside: Option<f64>,
     /// −log p(label).
     pub teacher_nll: f64,
     /// The teacher ranks the label first.
@@ -61,7 +61,8 @@ fn compare(teacher: LogitRow<'_>, student: LogitRow<'_>, label: usize) -> Compar
         acceptance: math::vectorize(|| {
             math::sum_by(shared, |i| math::exp(teacher.log_probability(i).min(student.log_probability(i))))
         }),
-        mass_outside: 1.0 - ((inside.log_sum_exp - student.log_sum_exp) as f64).exp(),
+        mass_outside: (student.logits.len() > shared)
+            .then(|| 1.0 - ((inside.log_sum_exp - student.log_sum_exp) as f64).exp()),
         teacher_nll: -log_p(label),
         teacher_correct: p_top[0] == label,
         delta_p: (student.log_probability(label) as f64).exp() - log_p(label).exp(),
@@ -101,7 +102,7 @@ mod tests {
         let row = [0.5, -1.0, 2.0, 0.0, 0.3, 1.0, -2.0];
         let c = stats(&row, &row, 2);
         assert_eq!((c.kl, c.reverse_kl, c.top1, c.top5, c.delta_p), (0.0, 0.0, true, 1.0, 0.0));
-        assert!((c.acceptance - 1.0).abs() < 1e-6 && c.mass_outside.abs() < 1e-6);
+        assert!((c.acceptance - 1.0).abs() < 1e-6 && c.mass_outside.is_none());
     }
 
     #[test]
@@ -128,6 +129,6 @@ mod tests {
     #[test]
     fn a_longer_student_row_reports_its_mass_outside() {
         let c = stats(&[0.0, 0.0], &[0.0, 0.0, 0.0, 0.0], 0);
-        assert!((c.mass_outside - 0.5).abs() < 1e-6 && c.reverse_kl.abs() < 1e-6);
+        assert!((c.mass_outside.unwrap() - 0.5).abs() < 1e-6 && c.reverse_kl.abs() < 1e-6);
     }
 }

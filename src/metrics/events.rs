@@ -67,7 +67,7 @@ pub struct Eval {
     pub teacher_perplexity: Option<f64>,
     /// Target tokens evaluated.
     pub tokens: u64,
-    /// Fraction of generated answers that equal the reference. Absent when not asked for.
+    /// Fraction of rows whose every target is ranked first: what greedy decoding answers exactly. Absent when not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub student_exact_match: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

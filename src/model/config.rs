@@ -68,7 +68,12 @@ impl ModelConfig {
             serde_json::from_str(text).map_err(|e| Error::input(format!("not a JSON object: {e}")))?;
         let fields = Fields(&raw);
         let family = fields.family()?;
-        if let Some(act) = fields.string("hidden_act").filter(|a| *a != "silu" && *a != "swish") {
+        if fields.get("quantization_config").is_some() {
+            return Err(Error::input(
+                "the weights are quantised (quantization_config); this version reads f32, bf16 and f16",
+            ));
+        }
+        if let Some(act) = fields.string("hidden_act")?.filter(|a| *a != "silu" && *a != "swish") {
             return Err(Error::input(format!(
                 "hidden_act is {act:?}; the {} decoder here has only \"silu\"",
                 family.name()
@@ -80,7 +85,7 @@ impl ModelConfig {
         // Qwen3 fixes 128 where the others derive the width of a head.
         let default_head_dim = if family == Family::Qwen3 { 128 } else { hidden_size / heads };
         let head_dim = fields.optional_size("head_dim")?.unwrap_or(default_head_dim);
-        if heads % kv_heads != 0 || head_dim % 2 != 0 {
+        if heads % kv_heads != 0 || head_dim % 2 != 0 || head_dim == 0 {
             return Err(Error::input(format!(
                 "num_attention_heads = {heads} must be a multiple of num_key_value_heads = {kv_heads}, and head_dim = \
                  {head_dim} even"
@@ -90,7 +95,8 @@ impl ModelConfig {
         let attention_bias = fields.flag("attention_bias")?;
         let max_position_embeddings = fields.optional_size("max_position_embeddings")?.unwrap_or(2048);
         let (rope_theta, rope_scaling) = fields.rope(max_position_embeddings)?;
-        Ok(Self {
+        fields.number("initializer_range")?;
+        let config = Self {
             family,
             vocab_size: fields.size("vocab_size")?,
             hidden_size,
@@ -110,7 +116,19 @@ impl ModelConfig {
             qk_norm: family == Family::Qwen3,
             windows: fields.windows(family, layers)?,
             raw,
-        })
+        };
+        // Beyond any model, and far below what a count of elements can hold.
+        const MOST_PARAMETERS: f64 = 1e13;
+        let d = config.hidden_size as f64;
+        let attention = d * (config.heads + config.kv_heads) as f64 * config.head_dim as f64;
+        let block = 2.0 * attention + 3.0 * d * config.intermediate_size as f64;
+        let parameters = config.layers as f64 * block + 2.0 * d * config.vocab_size as f64;
+        match parameters <= MOST_PARAMETERS {
+            true => Ok(config),
+            false => Err(Error::input(format!(
+                "these sizes come to about {parameters:.0e} parameters; at most 1e13 are read"
+            ))),
+        }
     }
 
     /// The same model with only `layers` of its blocks, in that order. Indices must exist.
@@ -143,18 +161,9 @@ impl ModelConfig {
         serde_json::to_string_pretty(&raw).unwrap_or_default() + "\n"
     }
 
-    /// Token ids at which generation stops, as config.json names them.
-    pub fn eos_token_ids(&self) -> Vec<u32> {
-        match self.raw.get("eos_token_id") {
-            Some(Value::Number(n)) => n.as_u64().map(|n| n as u32).into_iter().collect(),
-            Some(Value::Array(ids)) => ids.iter().filter_map(|v| v.as_u64().map(|n| n as u32)).collect(),
-            _ => vec![],
-        }
-    }
-
     /// Standard deviation of a fresh model's matrices.
     pub fn initializer_range(&self) -> f64 {
-        self.raw.get("initializer_range").and_then(Value::as_f64).filter(|x| *x > 0.0).unwrap_or(0.02)
+        self.raw.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02)
     }
 }
 
@@ -171,8 +180,12 @@ impl<'a> Fields<'a> {
         Error::input(format!("{key} is {value}; it must be {wanted}"))
     }
 
-    fn string(&self, key: &str) -> Option<&'a str> {
-        self.get(key).and_then(Value::as_str)
+    fn string(&self, key: &str) -> Result<Option<&'a str>> {
+        self.get(key).map(|v| v.as_str().ok_or_else(|| Self::wrong(key, v, "a string"))).transpose()
+    }
+
+    fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>> {
+        self.get(key).map(|v| v.as_object().ok_or_else(|| Self::wrong(key, v, "an object"))).transpose()
     }
 
     fn size(&self, key: &str) -> Result<usize> {
@@ -202,7 +215,7 @@ impl<'a> Fields<'a> {
 
     fn family(&self) -> Result<Family> {
         let supported = || Family::ALL.map(|(name, _)| name).join(", ");
-        let Some(name) = self.string("model_type") else {
+        let Some(name) = self.string("model_type")? else {
             return Err(Error::input(format!("model_type is missing; supported are {}", supported())));
         };
         Family::ALL.iter().find(|(n, _)| *n == name).map(|(_, f)| *f).ok_or_else(|| {
@@ -214,17 +227,13 @@ impl<'a> Fields<'a> {
     /// θ and the scaling. `rope_scaling` wins over `rope_parameters`, and a θ inside it over the top-level one, as in
     /// transformers. A missing θ is refused: a silent default loads many a model wrong.
     fn rope(&self, max_positions: usize) -> Result<(f64, RopeScaling)> {
-        let table = ["rope_scaling", "rope_parameters"]
-            .iter()
-            .find_map(|key| self.get(key).and_then(Value::as_object).filter(|o| !o.is_empty()).map(|o| (*key, o)));
+        let (scaling, parameters) = (self.object("rope_scaling")?, self.object("rope_parameters")?);
+        let table = [("rope_scaling", scaling), ("rope_parameters", parameters)]
+            .into_iter()
+            .find_map(|(key, object)| object.filter(|o| !o.is_empty()).map(|o| (key, o)));
         let inner = table.map(|(_, o)| Fields(o));
         let nested_theta = inner.as_ref().map(|f| f.number("rope_theta")).transpose()?.flatten();
-        let parameters_theta = self
-            .get("rope_parameters")
-            .and_then(Value::as_object)
-            .map(|o| Fields(o).number("rope_theta"))
-            .transpose()?
-            .flatten();
+        let parameters_theta = parameters.map(|o| Fields(o).number("rope_theta")).transpose()?.flatten();
         let theta = match nested_theta {
             Some(theta) => Some(theta),
             None => self.number("rope_theta")?.or(parameters_theta),
@@ -234,7 +243,7 @@ impl<'a> Fields<'a> {
         })?;
         let scaling = match (table, inner) {
             (Some((key, _)), Some(fields)) => RopeScaling::read(
-                fields.string("rope_type").or_else(|| fields.string("type")).unwrap_or("default"),
+                fields.string("rope_type")?.or(fields.string("type")?).unwrap_or("default"),
                 |name| fields.number(name),
                 max_positions,
             )
@@ -310,6 +319,13 @@ mod tests {
             (r#", "rope_theta": 1e4, "partial_rotary_factor": 0.5"#, "partial_rotary_factor"),
             (r#", "rope_theta": "large""#, "rope_theta"),
             (r#", "rope_theta": 1e4, "num_key_value_heads": 3"#, "num_key_value_heads"),
+            (r#", "rope_theta": 1e4, "rope_scaling": {"rope_type": 7}"#, "rope_type"),
+            (r#", "rope_theta": 1e4, "rope_scaling": "linear""#, "rope_scaling"),
+            (r#", "rope_theta": 1e4, "hidden_act": 5"#, "hidden_act"),
+            (r#", "rope_theta": 1e4, "initializer_range": -1"#, "initializer_range"),
+            (r#", "rope_theta": 1e4, "head_dim": 1"#, "head_dim"),
+            (r#", "rope_theta": 1e4, "hidden_size": 16777216, "intermediate_size": 16777216"#, "parameters"),
+            (r#", "rope_theta": 1e4, "quantization_config": {}"#, "quantization_config"),
         ] {
             let said = qwen(more).unwrap_err().to_string();
             assert!(said.contains(named), "{named}: {said}");

@@ -49,12 +49,15 @@ pub fn generate(
     let head = model.head()?.tensor.t()?;
     let mut cache = KvCache::default();
     let mut hidden = model.next_hidden(prompt, &mut cache)?;
-    for _ in 0..options.max_tokens {
+    for left in (0..options.max_tokens).rev() {
         let token = sampler.sample(&hidden.matmul(&head)?.squeeze(0)?)?;
         if stop.contains(&token) {
             return Ok(Finish::Stop);
         }
         on_token(token)?;
+        if left == 0 {
+            break;
+        }
         if cache.len() >= context {
             return Ok(Finish::Context);
         }

@@ -55,6 +55,15 @@ pub fn load(folder: &Path, config: &ModelConfig) -> Result<Weights> {
         stored.extend(file.tensors().into_iter().map(|(name, view)| (name, (i, view.shape().to_vec()))));
     }
     let specs = config.tensors();
+    for file in &files {
+        use safetensors::Dtype;
+        let odd = file.tensors().into_iter().find(|(_, v)| !matches!(v.dtype(), Dtype::F32 | Dtype::BF16 | Dtype::F16));
+        if let Some((name, view)) = odd.filter(|(name, _)| specs.iter().any(|spec| spec.name == *name)) {
+            let folder = folder.display();
+            let dtype = view.dtype();
+            return Err(Error::input(format!("{folder}: tensor {name} is {dtype}; read are F32, BF16 and F16")));
+        }
+    }
     check(&specs, &stored, config).map_err(|problems| {
         Error::input(format!("{}: the weights do not fit config.json:\n{problems}", folder.display()))
     })?;

@@ -8,7 +8,7 @@ mod state;
 mod step;
 
 pub use optim::{AdamW, AdamWConfig, Moments};
-pub use run::{Ending, Evaluated, Pace, Run, check_fingerprints};
+pub use run::{Ending, Evaluated, Pace, Run};
 pub use schedule::{Decay, Schedule};
 pub use state::{Best, TrainState};
 pub use step::{StepReport, Stepper};

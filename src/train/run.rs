@@ -9,14 +9,14 @@ use super::state::{Best, TrainState};
 use super::step::{StepReport, Stepper};
 use crate::checkpoint::{Store, layout};
 use crate::corpus::Loader;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::metrics::{self, Event, Sink};
 
 /// How long a run is and how often it looks at itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
     pub total_steps: u64,
-    /// Training time after which the run ends, complete but shorter.
+    /// Time since the run began, evaluations and saving included, after which it ends: complete but shorter.
     pub max_time: Option<Duration>,
     /// Stop as a signal would, once this step is done.
     pub stop_after: Option<u64>,
@@ -59,37 +59,70 @@ pub struct Run<'a> {
     pub evaluate: Option<&'a mut dyn FnMut(u64) -> Result<Option<Evaluated>>>,
     pub save_model: &'a dyn Fn(&Path) -> Result<()>,
     pub interrupted: &'a AtomicBool,
+    /// The step whose checkpoint stands in the store as the state is now.
+    pub saved: Option<u64>,
     pub state: TrainState,
+}
+
+/// What became of an evaluation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Evaluation {
+    NotDue,
+    Done { improved: bool },
+    Interrupted,
 }
 
 impl Run<'_> {
     /// Trains to the end or to an interruption. The state and what follows from it are a function of config, data,
     /// models and thread count alone.
+    ///
+    /// A step that fails leaves a checkpoint of the step before it, whose weights these still are.
     pub fn go(&mut self) -> Result<Ending> {
+        let mut clock = Instant::now();
         loop {
             let step = self.state.step;
-            let time_up = self.pace.max_time.is_some_and(|limit| self.state.train_seconds >= limit.as_secs_f64());
+            let time_up = self.pace.max_time.is_some_and(|limit| self.state.elapsed_seconds >= limit.as_secs_f64());
             let last = step >= self.pace.total_steps || time_up;
-            let improved = match self.stopping() && !last {
-                true => false,
+            let evaluation = match self.stopping() && !last {
+                true => Evaluation::NotDue,
                 false => self.evaluate_if_due(last)?,
             };
-            let stopping = self.stopping() && !last;
+            self.tick(&mut clock);
+            let stopping = evaluation == Evaluation::Interrupted || (self.stopping() && !last);
+            let improved = evaluation == Evaluation::Done { improved: true };
             let due = step.is_multiple_of(self.pace.checkpoint_every) || last || stopping;
-            if step > 0 && (due || (improved && self.pace.keep_best)) {
+            let changed = self.saved != Some(step) || matches!(evaluation, Evaluation::Done { .. });
+            if step > 0 && changed && (due || (improved && self.pace.keep_best)) {
                 self.save(improved)?;
-            }
-            if last {
-                return Ok(if step >= self.pace.total_steps { Ending::Complete } else { Ending::TimeUp });
             }
             if stopping {
                 return Ok(Ending::Stopped);
             }
-            if !self.train_step()? {
-                // The data ended before the planned steps: the plan's count was an estimate.
-                self.pace.total_steps = step;
+            if last {
+                return Ok(if step >= self.pace.total_steps { Ending::Complete } else { Ending::TimeUp });
             }
+            self.tick(&mut clock);
+            let position = self.loader.state().clone();
+            match self.train_step() {
+                Ok(true) => {}
+                // The data ended before the planned steps: the plan's count was an estimate.
+                Ok(false) => self.pace.total_steps = step,
+                Err(error) => {
+                    self.loader.restore(position)?;
+                    if step > 0 && self.saved != Some(step) {
+                        self.save(false)?;
+                    }
+                    return Err(error);
+                }
+            }
+            self.tick(&mut clock);
         }
+    }
+
+    /// Adds the time since the last tick to the run's.
+    fn tick(&mut self, clock: &mut Instant) {
+        let now = Instant::now();
+        self.state.elapsed_seconds += (now - std::mem::replace(clock, now)).as_secs_f64();
     }
 
     fn stopping(&self) -> bool {
@@ -97,14 +130,14 @@ impl Run<'_> {
         asked || self.interrupted.load(Ordering::Relaxed)
     }
 
-    /// Evaluates at step 0, every `eval_every` steps and at the last, once each. True: the best so far.
-    fn evaluate_if_due(&mut self, last: bool) -> Result<bool> {
+    /// Evaluates at step 0, every `eval_every` steps and at the last, once each.
+    fn evaluate_if_due(&mut self, last: bool) -> Result<Evaluation> {
         let step = self.state.step;
         let due = step.is_multiple_of(self.pace.eval_every) || last;
         let Some(evaluate) = self.evaluate.as_mut().filter(|_| due && self.state.evaluated != Some(step)) else {
-            return Ok(false);
+            return Ok(Evaluation::NotDue);
         };
-        let Some(Evaluated { event, score }) = evaluate(step)? else { return Ok(false) };
+        let Some(Evaluated { event, score }) = evaluate(step)? else { return Ok(Evaluation::Interrupted) };
         self.sinks.record(&Event::Eval(event.clone()))?;
         self.state.evaluated = Some(step);
         if step == 0 {
@@ -116,7 +149,7 @@ impl Run<'_> {
         if improved {
             self.state.best = Some(Best { step, score });
         }
-        Ok(improved)
+        Ok(Evaluation::Done { improved })
     }
 
     fn save(&mut self, best: bool) -> Result<()> {
@@ -128,11 +161,16 @@ impl Run<'_> {
             (self.save_model)(dir)?;
             self.state.write(dir, &self.stepper.optimizer)
         })?;
+        let again = self.saved.replace(step) == Some(step);
         if best && self.pace.keep_best {
-            self.store.set_best(step)?;
+            self.store.point_best_at(Some(step))?;
         }
         if let Some(damage) = self.store.retain(self.pace.keep_last)?.damage {
             self.warn("checkpoint_unreadable", format!("no old checkpoint was deleted: {damage}"))?;
+        }
+        // A checkpoint that only gained its evaluation is on record already.
+        if again && !best {
+            return Ok(());
         }
         let path = format!("{}/{}", layout::CHECKPOINTS, layout::folder_name(step));
         self.sinks.record(&Event::Checkpoint(metrics::Checkpoint { step, path, best: best && self.pace.keep_best }))
@@ -172,23 +210,7 @@ impl Run<'_> {
             tokens_per_second: report.input_tokens as f64 / seconds,
             teacher_seconds: report.teacher_time.map(|t| t.as_secs_f64()),
             student_seconds: report.student_time.as_secs_f64(),
-            elapsed_seconds: self.state.train_seconds,
+            elapsed_seconds: self.state.elapsed_seconds + seconds,
         }
     }
-}
-
-/// Refuses to go on when what the run reads has changed, naming it.
-pub fn check_fingerprints(
-    saved: &std::collections::BTreeMap<String, String>,
-    now: &std::collections::BTreeMap<String, String>,
-) -> Result<()> {
-    let changed: Vec<&str> =
-        saved.iter().filter(|(name, digest)| now.get(*name) != Some(digest)).map(|(name, _)| name.as_str()).collect();
-    if changed.is_empty() {
-        return Ok(());
-    }
-    Err(Error::input(format!(
-        "cannot resume: {} changed since the run began; restore it, or start a new run in another --output",
-        changed.join(", ")
-    )))
 }

@@ -29,6 +29,8 @@ pub struct TrainState {
     pub input_tokens: u64,
     /// Training time, without loading, evaluation and saving.
     pub train_seconds: f64,
+    /// Time since the run began, resumed parts together, with evaluation and saving but without loading.
+    pub elapsed_seconds: f64,
     pub loader: LoaderState,
     pub best: Option<Best>,
     /// The step whose evaluation is on record: a run stopped before it evaluates first.
@@ -56,12 +58,20 @@ impl TrainState {
         write_safetensors(&dir.join(layout::OPTIMIZER), entries, Dtype::F32, &BTreeMap::new())
     }
 
-    /// Reads both files of a verified checkpoint.
-    pub fn read(checkpoint: &Checkpoint) -> Result<(Self, BTreeMap<String, Moments>)> {
+    /// The state of a run that begins, on all threads there are.
+    pub fn new(fingerprints: BTreeMap<String, String>) -> Self {
+        Self { fingerprints, threads: rayon::current_num_threads(), ..Self::default() }
+    }
+
+    /// Reads state.json of a verified checkpoint.
+    pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         let path = checkpoint.file(layout::STATE);
         let text = std::fs::read(&path).map_err(|e| Error::run(format!("cannot read {}: {e}", path.display())))?;
-        let state: Self =
-            serde_json::from_slice(&text).map_err(|e| Error::run(format!("{} cannot be read: {e}", path.display())))?;
+        serde_json::from_slice(&text).map_err(|e| Error::run(format!("{} cannot be read: {e}", path.display())))
+    }
+
+    /// Reads the optimizer's state of a verified checkpoint, by parameter name.
+    pub fn read_moments(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Moments>> {
         let mut saved = read_safetensors_f32(&checkpoint.file(layout::OPTIMIZER))?;
         let names: Vec<String> =
             saved.keys().filter_map(|name| name.strip_prefix("first.").map(str::to_owned)).collect();
@@ -72,6 +82,6 @@ impl TrainState {
                 moments.insert(name, Moments { first, second });
             }
         }
-        Ok((state, moments))
+        Ok(moments)
     }
 }

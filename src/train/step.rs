@@ -92,8 +92,8 @@ impl Stepper<'_> {
         let first = micro.iter().find_map(|b| b.rows.first());
         let rows = first.map_or(String::new(), |r| format!("; its rows start at {}:{}", r.file.display(), r.line));
         Err(Error::run(format!(
-            "step {}: the loss is {} and the gradient norm {}{tensor}{rows}. The weights are those of the step before; \
-             a lower train.learning_rate or more warmup_steps usually helps",
+            "step {}: the loss is {} and the gradient norm {}{tensor}{rows}. The weights are those of the step before. \
+             In a new --output, a lower train.learning_rate or more warmup_steps usually helps",
             step + 1,
             report.loss,
             report.grad_norm

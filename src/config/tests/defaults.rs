@@ -79,7 +79,7 @@ layers = [0, 3]
 train = ["a.jsonl", "/b.jsonl"]
 eval = "e.jsonl"
 max_length = 33
-loss_on = "all"
+loss_on = "completion"
 chat_template = "chat.jinja"
 packing = true
 shuffle = false
@@ -142,7 +142,7 @@ fn what_is_saved_is_read_back_as_the_same_config() {
         (FULL, vec![]),
         (SHORT, vec![]),
         (LEAST, vec!["train.epochs=3", "data.chat_template=none"]),
-        (LEAST, vec!["loss.kind=cross_entropy"]),
+        (LEAST, vec!["loss.kind=cross_entropy", "data.eval=e.jsonl"]),
         (
             "[student]\nkind=\"fresh\"\nconfig=\"c.json\"\ntokenizer=\"t\"\n[data]\ntrain=\"d\"\n[output]\ndir=\"o\"\n\
           [loss]\nkind=\"cross_entropy\"",

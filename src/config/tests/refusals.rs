@@ -192,9 +192,13 @@ fn without_a_teacher_the_student_must_name_what_it_would_take_from_it() {
 
 #[test]
 fn hard_labels_take_no_temperature_and_no_weight_but_may_have_a_teacher_to_evaluate_against() {
-    assert!(load_text(LEAST, &["loss.kind=cross_entropy"]).unwrap().teacher.is_some());
+    let held_out = "data.eval=held_out.jsonl";
+    assert!(load_text(LEAST, &["loss.kind=cross_entropy", held_out]).unwrap().teacher.is_some());
+    assert!(problem(LEAST, &["loss.kind=cross_entropy"]).contains("teacher.path"));
+    let all = problem(LEAST, &["data.loss_on=all", "eval.exact_match=true"]);
+    assert!(all.contains("eval.exact_match"), "{all}");
     for set in ["loss.temperature=2", "loss.hard_label_weight=0.5", "loss.scale_by_temperature_squared=false"] {
-        let text = problem(LEAST, &["loss.kind=cross_entropy", set]);
+        let text = problem(LEAST, &["loss.kind=cross_entropy", held_out, set]);
         assert!(text.contains("has no effect with loss.kind = \"cross_entropy\""), "{text}");
     }
 }

@@ -1,0 +1,74 @@
+//! Digests of what a run reads, by name: a resumed run must find it unchanged.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::config::plan::Plan;
+use crate::config::{ChatTemplate, StudentConfig, TeacherConfig};
+use crate::error::{Error, Result};
+use crate::model::weight_files;
+use crate::student::Companions;
+
+/// The digests of data, templates, tokenizer and models.
+pub fn of(plan: &Plan, companions: &Companions) -> Result<BTreeMap<String, String>> {
+    let mut prints = BTreeMap::new();
+    let mut add = |name: &str, digest: [u8; 32]| {
+        prints.insert(name.to_owned(), digest.iter().map(|b| format!("{b:02x}")).collect());
+    };
+    add("the training data", plan.train.digest());
+    if let Some(held_out) = &plan.held_out {
+        add("the held-out data", held_out.index.digest());
+    }
+    add("the student's tokenizer", companions.digest());
+    if let ChatTemplate::File(file) = &plan.config.data.chat_template {
+        add("the chat template", of_file(file)?);
+    }
+    if let StudentConfig::Fresh { config, .. } = &plan.config.student {
+        add("student.config", of_file(&if config.is_dir() { config.join("config.json") } else { config.clone() })?);
+    }
+    if let Some(TeacherConfig::Local { path, .. }) = &plan.config.teacher {
+        add("the teacher", of_weights(path)?);
+    }
+    Ok(prints)
+}
+
+/// Refuses to go on when what the run reads has changed, naming it.
+pub fn check(saved: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Result<()> {
+    let changed: Vec<&str> =
+        saved.iter().filter(|(name, digest)| now.get(*name) != Some(digest)).map(|(name, _)| name.as_str()).collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    Err(Error::input(format!(
+        "cannot resume: {} changed since the run began; restore it, or start a new run in another --output",
+        changed.join(", ")
+    )))
+}
+
+fn of_file(path: &Path) -> Result<[u8; 32]> {
+    Ok(Sha256::digest(std::fs::read(path).map_err(|e| Error::unreadable(path, e))?).into())
+}
+
+/// A digest of a model's files by sample: their sizes, and 64 KiB at each of 64 even places and at the end. It tells two
+/// models apart without reading gigabytes.
+fn of_weights(folder: &Path) -> Result<[u8; 32]> {
+    const PLACES: u64 = 64;
+    const BLOCK: usize = 64 << 10;
+    let mut hasher = Sha256::new();
+    for path in weight_files(folder)?.iter().chain([&folder.join("config.json")]) {
+        let unreadable = |e| Error::unreadable(path, e);
+        let file = File::open(path).map_err(unreadable)?;
+        let len = file.metadata().map_err(unreadable)?.len();
+        hasher.update(len.to_le_bytes());
+        let mut block = vec![0u8; BLOCK];
+        for at in (0..PLACES).map(|place| len / PLACES * place).chain([len.saturating_sub(BLOCK as u64)]) {
+            let n = file.read_at(&mut block, at).map_err(unreadable)?;
+            hasher.update(&block[..n]);
+        }
+    }
+    Ok(hasher.finalize().into())
+}

@@ -8,6 +8,7 @@ mod embedding;
 mod gemm;
 mod linear;
 pub mod math;
+pub mod packed;
 mod rms_norm;
 mod rope;
 mod seed;

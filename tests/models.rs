@@ -25,7 +25,7 @@ fn every_position(tokens: &[u32]) -> Batch {
 }
 
 fn logits(model: &Decoder, hidden: &Tensor) -> Vec<f32> {
-    let head = model.head().unwrap().tensor.t().unwrap();
+    let head = model.head().unwrap().tensor().unwrap().t().unwrap();
     hidden.matmul(&head).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 

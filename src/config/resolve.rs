@@ -54,7 +54,7 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
 
 fn teacher(r: &mut Reader<'_>) -> Option<TeacherConfig> {
     r.section("teacher")?;
-    let dtype = r.choice("teacher.dtype", Dtype::F32, &[Dtype::F32], &["bf16"]);
+    let dtype = r.choice("teacher.dtype", Dtype::F32, &[Dtype::F32, Dtype::Bf16], &[]);
     if r.has("teacher.kind") {
         r.word("teacher.kind", &["local"], &["gguf", "cache", "api"])?;
     }

@@ -15,7 +15,7 @@ use super::tensors::{EMBEDDING, FINAL_NORM, HEAD};
 use super::weights::Weights;
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
-use crate::kernels::{RmsNorm, Rope, Span, add_rows, backward_from, gather_rows, with_f32};
+use crate::kernels::{RmsNorm, Rope, Span, Weight, add_rows, backward_from, gather_rows, with_f32};
 
 /// A Llama-like causal language model on the CPU in f32.
 #[derive(Debug)]
@@ -39,9 +39,13 @@ pub struct Trace {
 impl Decoder {
     /// Builds the decoder around `weights`, which must be exactly the tensors of `config`, f32. All learn or none.
     pub fn new(config: ModelConfig, weights: Weights, trainable: bool) -> Result<Self> {
-        let parameters = Parameters::new(weights, trainable);
+        Self::from_parameters(config, Parameters::new(weights, trainable))
+    }
+
+    /// Builds the decoder around parameters that are exactly the tensors of `config`.
+    pub fn from_parameters(config: ModelConfig, parameters: Parameters) -> Result<Self> {
         let blocks = (0..config.layers).map(|i| Block::new(&config, &parameters, i)).collect::<Result<_>>()?;
-        let norm = Parameter::rms_norm(parameters.get(FINAL_NORM)?, config.rms_norm_eps);
+        let norm = Parameter::rms_norm(parameters.get(FINAL_NORM)?, config.rms_norm_eps)?;
         let inverse_frequencies = config.rope_scaling.inverse_frequencies(config.rope_theta, config.head_dim);
         Ok(Self { config, parameters, blocks, norm, inverse_frequencies })
     }
@@ -143,7 +147,10 @@ impl Decoder {
             )));
         }
         let width = self.config.hidden_size;
-        let rows = with_f32(&self.embedding()?.tensor, |table| gather_rows(table, width, tokens))?;
+        let rows = match &self.embedding()?.weight {
+            Weight::Dense(table) => with_f32(table, |table| gather_rows(table, width, tokens))?,
+            Weight::Packed(table) => table.rows(tokens),
+        };
         Ok(Tensor::from_vec(rows, (tokens.len(), width), &Device::Cpu)?)
     }
 

@@ -64,7 +64,7 @@ impl Stepper<'_> {
             let signal = timed(&mut phases.teacher, || teacher.map(|t| t.signal(batch, &needs)).transpose())?;
             let trace = timed(&mut phases.forward, || self.student.trace(batch))?;
             let head = self.student.head()?;
-            let head = StudentHead { weight: &head.tensor, grad: head.grad.as_ref() };
+            let head = StudentHead { weight: head.tensor()?, grad: head.grad.as_ref() };
             let objective = &mut self.objective;
             let out = timed(&mut phases.head, || objective.run(&trace.hidden, &head, signal.as_ref(), batch, valid))?;
             timed(&mut phases.backward, || self.student.backward(trace, out.d_hidden))?;

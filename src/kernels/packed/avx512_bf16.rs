@@ -24,7 +24,7 @@ struct Output(*mut f32);
 // SAFETY: tasks write disjoint elements, and the slice behind the pointer outlives them.
 unsafe impl Sync for Output {}
 
-pub fn project(weight: &PackedBf16, x: &[f32], y: &mut [f32]) {
+pub fn project(weight: &PackedBf16, x: &[f32], y: &mut [f32], accumulate: bool) {
     let (outer, inner) = (weight.outer, weight.inner);
     let (rows, pairs) = (x.len() / inner, inner.div_ceil(2));
     // Rows in bf16, padded to whole pairs.
@@ -42,7 +42,7 @@ pub fn project(weight: &PackedBf16, x: &[f32], y: &mut [f32]) {
         let block = block * ROW_BLOCK..rows.min((block + 1) * ROW_BLOCK);
         for p in share * PANELS..panels.min((share + 1) * PANELS) {
             let panel = &weight.data[p * pairs * 2 * PANEL..][..pairs * 2 * PANEL];
-            let columns = PANEL.min(outer - p * PANEL);
+            let place = Place { stride: outer, columns: PANEL.min(outer - p * PANEL), accumulate };
             for row in block.clone().step_by(ROWS) {
                 let n = ROWS.min(block.end - row);
                 let x = &x16[row * pairs * 2..][..n * pairs * 2];
@@ -51,32 +51,16 @@ pub fn project(weight: &PackedBf16, x: &[f32], y: &mut [f32]) {
                 unsafe {
                     let y = out.0.add(row * outer + p * PANEL);
                     match n {
-                        ROWS => tile::<ROWS>(pairs, x.as_ptr(), panel.as_ptr(), y, outer, columns),
+                        ROWS => tile::<ROWS>(pairs, x.as_ptr(), panel.as_ptr(), y, place),
                         8.. => {
-                            tile::<8>(pairs, x.as_ptr(), panel.as_ptr(), y, outer, columns);
-                            rest(
-                                n - 8,
-                                pairs,
-                                x.as_ptr().add(16 * pairs),
-                                panel.as_ptr(),
-                                y.add(8 * outer),
-                                outer,
-                                columns,
-                            );
+                            tile::<8>(pairs, x.as_ptr(), panel.as_ptr(), y, place);
+                            rest(n - 8, pairs, x.as_ptr().add(16 * pairs), panel.as_ptr(), y.add(8 * outer), place);
                         }
                         4.. => {
-                            tile::<4>(pairs, x.as_ptr(), panel.as_ptr(), y, outer, columns);
-                            rest(
-                                n - 4,
-                                pairs,
-                                x.as_ptr().add(8 * pairs),
-                                panel.as_ptr(),
-                                y.add(4 * outer),
-                                outer,
-                                columns,
-                            );
+                            tile::<4>(pairs, x.as_ptr(), panel.as_ptr(), y, place);
+                            rest(n - 4, pairs, x.as_ptr().add(8 * pairs), panel.as_ptr(), y.add(4 * outer), place);
                         }
-                        _ => rest(n, pairs, x.as_ptr(), panel.as_ptr(), y, outer, columns),
+                        _ => rest(n, pairs, x.as_ptr(), panel.as_ptr(), y, place),
                     }
                 }
             }
@@ -84,25 +68,29 @@ pub fn project(weight: &PackedBf16, x: &[f32], y: &mut [f32]) {
     });
 }
 
+/// How a tile lies in y.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Elements between two rows.
+    stride: usize,
+    /// Outputs that exist of the panel's 32.
+    columns: usize,
+    /// Add to what is there.
+    accumulate: bool,
+}
+
 /// Up to three rows, one at a time. The contract of [`tile`].
-unsafe fn rest(n: usize, pairs: usize, x: *const bf16, panel: *const bf16, y: *mut f32, stride: usize, columns: usize) {
+unsafe fn rest(n: usize, pairs: usize, x: *const bf16, panel: *const bf16, y: *mut f32, place: Place) {
     for i in 0..n {
         // SAFETY: the caller's contract, row by row.
-        unsafe { tile::<1>(pairs, x.add(i * pairs * 2), panel, y.add(i * stride), stride, columns) }
+        unsafe { tile::<1>(pairs, x.add(i * pairs * 2), panel, y.add(i * place.stride), place) }
     }
 }
 
-/// `R` rows of x against one panel. x: `R` rows of `pairs` pairs; panel: `pairs` × 32 pairs; y: `R` rows `stride` apart, of
-/// which `columns` are written.
+/// `R` rows of x against one panel. x: `R` rows of `pairs` pairs; panel: `pairs` × 32 pairs; y: `R` rows as
+/// `place` says.
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn tile<const R: usize>(
-    pairs: usize,
-    x: *const bf16,
-    panel: *const bf16,
-    y: *mut f32,
-    stride: usize,
-    columns: usize,
-) {
+unsafe fn tile<const R: usize>(pairs: usize, x: *const bf16, panel: *const bf16, y: *mut f32, place: Place) {
     // SAFETY: pointers stay inside what the caller's contract describes.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
@@ -117,10 +105,13 @@ unsafe fn tile<const R: usize>(
                 sums[1] = _mm512_dpbf16_ps(sums[1], pair, high);
             }
         }
-        let mask = u32::MAX >> (PANEL - columns);
+        let columns = u32::MAX >> (PANEL - place.columns);
         for (r, sums) in sums.iter().enumerate() {
-            _mm512_mask_storeu_ps(y.add(r * stride), mask as u16, sums[0]);
-            _mm512_mask_storeu_ps(y.add(r * stride + 16), (mask >> 16) as u16, sums[1]);
+            for (half, &sum) in sums.iter().enumerate() {
+                let (y, mask) = (y.add(r * place.stride + 16 * half), (columns >> (16 * half)) as u16);
+                let before = if place.accumulate { _mm512_maskz_loadu_ps(mask, y) } else { _mm512_setzero_ps() };
+                _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(before, sum));
+            }
         }
     }
 }

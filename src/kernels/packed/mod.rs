@@ -63,37 +63,48 @@ impl PackedBf16 {
         }
     }
 
-    /// `y ← x Wᵀ`: x `[rows, inner]`, y `[rows, outer]`. x is rounded to bf16 on CPUs that multiply bf16 natively.
-    pub fn project(&self, x: &[f32], y: &mut [f32]) {
+    /// Row `o` of the weight, in f32.
+    pub fn row(&self, o: usize, out: &mut [f32]) {
+        let panel = &self.data[o / PANEL * self.inner.div_ceil(2) * 2 * PANEL..];
+        for (i, w) in out.iter_mut().enumerate() {
+            *w = panel[(i / 2 * PANEL + o % PANEL) * 2 + i % 2].to_f32();
+        }
+    }
+
+    /// Rows by index, end to end, in f32: an embedding's lookup.
+    pub fn rows(&self, indices: &[u32]) -> Vec<f32> {
+        let mut out = vec![0.0f32; indices.len() * self.inner];
+        out.par_chunks_mut(self.inner).zip(indices).for_each(|(row, &i)| self.row(i as usize, row));
+        out
+    }
+
+    /// `y ← x Wᵀ`, or `y ← y + x Wᵀ` with `accumulate`: x `[rows, inner]`, y `[rows, outer]`. x is rounded to bf16 on
+    /// CPUs that multiply bf16 natively.
+    pub fn project(&self, x: &[f32], y: &mut [f32], accumulate: bool) {
         let rows = x.len() / self.inner;
         assert!(x.len() == rows * self.inner && y.len() == rows * self.outer, "the shapes do not fit");
         #[cfg(target_arch = "x86_64")]
         if avx512_bf16::is_available() {
-            return avx512_bf16::project(self, x, y);
+            return avx512_bf16::project(self, x, y, accumulate);
         }
-        self.project_portable(x, y);
+        self.project_portable(x, y, accumulate);
     }
 
     /// The same through f32: unpacks a panel at a time.
-    fn project_portable(&self, x: &[f32], y: &mut [f32]) {
+    fn project_portable(&self, x: &[f32], y: &mut [f32], accumulate: bool) {
         use super::gemm::{Mat, MatMut, matmul};
-        let (rows, pairs) = (x.len() / self.inner, self.inner.div_ceil(2));
+        let rows = x.len() / self.inner;
         // A group of panels at once, so that the product is large enough to be worth its threads.
         const GROUP: usize = 16;
         let width = GROUP * PANEL;
         let mut unpacked = vec![0.0f32; width * self.inner];
-        for (g, group) in self.data.chunks(GROUP * pairs * 2 * PANEL).enumerate() {
-            let from = g * width;
+        for from in (0..self.outer).step_by(width) {
             let outputs = width.min(self.outer - from);
-            unpacked.par_chunks_mut(self.inner).take(outputs).enumerate().for_each(|(o, row)| {
-                let panel = &group[o / PANEL * pairs * 2 * PANEL..];
-                for (i, w) in row.iter_mut().enumerate() {
-                    *w = panel[(i / 2 * PANEL + o % PANEL) * 2 + i % 2].to_f32();
-                }
-            });
+            let rows_of = unpacked.par_chunks_mut(self.inner).take(outputs).enumerate();
+            rows_of.for_each(|(o, row)| self.row(from + o, row));
             let weight = Mat::new(&unpacked, outputs, self.inner).t();
             let out = MatMut::strided(&mut y[from..], rows, outputs, self.outer);
-            matmul(Mat::new(x, rows, self.inner), weight, out, 1.0, false);
+            matmul(Mat::new(x, rows, self.inner), weight, out, 1.0, accumulate);
         }
     }
 }
@@ -128,11 +139,14 @@ mod tests {
                 }
             };
             let mut y = vec![f32::NAN; rows * outer];
-            packed.project_portable(&x, &mut y);
+            packed.project_portable(&x, &mut y, false);
             check(&y, false);
             y.fill(f32::NAN);
-            packed.project(&x, &mut y);
+            packed.project(&x, &mut y, false);
             check(&y, PackedBf16::is_native());
+            packed.project(&x, &mut y, true);
+            let halves: Vec<f32> = y.iter().map(|y| y / 2.0).collect();
+            check(&halves, PackedBf16::is_native());
         }
     }
 }

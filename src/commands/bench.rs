@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Outcome, build};
+use super::{Outcome, build, out};
 use crate::cli::BenchArgs;
 use crate::config;
 use crate::config::plan::Plan;
@@ -32,7 +32,7 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
         (None, Some(teacher), Some(student)) => of_shapes(teacher, student, args, &screen)?,
         _ => return Err(Error::input("bench needs --config FILE, or --teacher and --student")),
     };
-    print!("{}", table(&reports, peak));
+    out::write(&table(&reports, peak))?;
     Ok(Outcome::Done)
 }
 

@@ -1,6 +1,6 @@
 //! An estimate of the memory a run takes, before anything is loaded.
 
-use super::types::RunConfig;
+use super::types::{Dtype, RunConfig, TeacherConfig};
 use crate::model::ModelConfig;
 
 /// Bytes of each part.
@@ -23,6 +23,14 @@ impl Memory {
 
 const F32: u64 = 4;
 
+/// Bytes of one of the teacher's weights.
+fn bytes_of(config: &RunConfig) -> u64 {
+    match config.teacher {
+        Some(TeacherConfig::Local { dtype: Dtype::Bf16, .. }) => 2,
+        _ => F32,
+    }
+}
+
 /// `longest`: tokens of the longest row.
 pub(super) fn estimate(
     config: &RunConfig,
@@ -36,7 +44,7 @@ pub(super) fn estimate(
     let vocab = student.vocab_size as u64;
     let logits = (64 << 20) * if teacher.is_some() { 3 } else { 2 };
     Memory {
-        teacher: teacher.map_or(0, |t| t.parameters() as u64 * F32),
+        teacher: teacher.map_or(0, |t| t.parameters() as u64 * bytes_of(config)),
         student: 4 * weights,
         activations: tokens.saturating_mul(per_token(student) * F32).saturating_add(logits.min(256 * vocab * F32 * 3)),
         checkpoint: 3 * weights,

@@ -79,7 +79,6 @@ fn what_is_not_built_yet_is_refused_and_what_is_there_is_named() {
         "teacher.kind=gguf",
         "teacher.kind=cache",
         "teacher.kind=api",
-        "teacher.dtype=bf16",
         "teacher.device=cpu",
         "student.kind=lora",
         "student.rank=8",

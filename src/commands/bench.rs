@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Mat, MatMut, matmul};
 use crate::loss::{ForwardKl, Objective};
 use crate::metrics::Screen;
-use crate::model::{Decoder, ModelConfig};
+use crate::model::{Decoder, Keep, ModelConfig};
 use crate::student::fresh_weights;
 use crate::teacher::{LocalTeacher, Teacher};
 use crate::train::{AdamW, AdamWConfig, Phases, StepReport, Stepper};
@@ -77,6 +77,7 @@ fn of_shapes(teacher: &Path, student: &Path, args: &BenchArgs, screen: &Screen) 
         objective: Objective::distillation(Box::new(ForwardKl), 2.0, 0.0, true),
         optimizer: AdamW::new(config, student.parameters()),
         max_grad_norm: 1.0,
+        keep: Keep::Activations,
     };
     let vocab = student.config().vocab_size.min(teacher.vocab_size()) as u32;
     let mut rng = ChaCha8Rng::seed_from_u64(0);

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate};
 use crate::loss::{ForwardKl, Objective};
 use crate::metrics::Screen;
-use crate::model::{Decoder, ModelConfig};
+use crate::model::{Decoder, Keep, ModelConfig};
 use crate::student;
 use crate::teacher::{LocalTeacher, Teacher};
 use crate::train::{AdamW, AdamWConfig, Decay, Stepper};
@@ -101,6 +101,7 @@ pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a LocalTeacher>, student: &'a 
         objective,
         optimizer: AdamW::new(config, student.parameters()),
         max_grad_norm: train.max_grad_norm,
+        keep: if train.checkpoint_activations { Keep::Inputs } else { Keep::Activations },
     })
 }
 

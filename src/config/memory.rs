@@ -46,15 +46,19 @@ pub(super) fn estimate(
     Memory {
         teacher: teacher.map_or(0, |t| t.parameters() as u64 * bytes_of(config)),
         student: 4 * weights,
-        activations: tokens.saturating_mul(per_token(student) * F32).saturating_add(logits.min(256 * vocab * F32 * 3)),
+        activations: tokens
+            .saturating_mul(per_token(student, config.train.checkpoint_activations) * F32)
+            .saturating_add(logits.min(256 * vocab * F32 * 3)),
         checkpoint: 3 * weights,
     }
 }
 
-/// Values kept per token for the backward pass: what each op of a block leaves.
-fn per_token(model: &ModelConfig) -> u64 {
+/// Values kept per token for the backward pass: what each op of a block leaves, of all blocks or, with `again`, of one and
+/// the other blocks' inputs.
+fn per_token(model: &ModelConfig, again: bool) -> u64 {
     let (d, f) = (model.hidden_size as u64, model.intermediate_size as u64);
     let (q, kv) = ((model.heads * model.head_dim) as u64, (model.kv_heads * model.head_dim) as u64);
     let block = 8 * d + 3 * q + 3 * kv + 3 * f;
-    model.layers as u64 * block + 3 * d
+    let blocks = model.layers as u64;
+    3 * d + if again { block + blocks * d } else { blocks * block }
 }

@@ -13,7 +13,7 @@ mod weights;
 use std::path::Path;
 
 pub use config::{Family, ModelConfig};
-pub use decoder::{Decoder, Trace};
+pub use decoder::{Decoder, Keep, Trace};
 pub use generate::{Finish, GenerateOptions, generate};
 pub use kv_cache::KvCache;
 pub use parameter::{Parameter, Parameters};

@@ -7,7 +7,7 @@ use super::optim::AdamW;
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
 use crate::loss::{Objective, StudentHead, Sums};
-use crate::model::Decoder;
+use crate::model::{Decoder, Keep};
 use crate::teacher::Teacher;
 
 /// Wall time of each part of a step.
@@ -49,6 +49,7 @@ pub struct Stepper<'a> {
     pub objective: Objective,
     pub optimizer: AdamW,
     pub max_grad_norm: f64,
+    pub keep: Keep,
 }
 
 impl Stepper<'_> {
@@ -62,7 +63,7 @@ impl Stepper<'_> {
         for batch in micro.iter().filter(|b| b.valid_tokens() > 0) {
             let teacher = self.teacher.filter(|_| self.objective.uses_teacher());
             let signal = timed(&mut phases.teacher, || teacher.map(|t| t.signal(batch, &needs)).transpose())?;
-            let trace = timed(&mut phases.forward, || self.student.trace(batch))?;
+            let trace = timed(&mut phases.forward, || self.student.trace(batch, self.keep))?;
             let head = self.student.head()?;
             let head = StudentHead { weight: head.tensor()?, grad: head.grad.as_ref() };
             let objective = &mut self.objective;

@@ -26,6 +26,7 @@ pub enum Command {
     Eval(EvalArgs),
     Generate(GenerateArgs),
     Inspect(InspectArgs),
+    Bench(BenchArgs),
 }
 
 /// Train a student on what its teacher says about a corpus
@@ -140,6 +141,35 @@ pub struct GenerateArgs {
     /// The tokenizer's own template, none, or a Jinja file
     #[arg(long, value_name = "auto|none|FILE", default_value = "auto")]
     pub chat_template: ChatTemplate,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Time the steps of a run, phase by phase
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  distill bench --config run.toml
+  distill bench --teacher big/config.json --student small/config.json --batch 2 --length 256")]
+pub struct BenchArgs {
+    /// Time the first steps of this run
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["teacher", "student"])]
+    pub config: Option<PathBuf>,
+    /// Instead of a run: a model folder, or a config.json for random weights in its shape
+    #[arg(long, value_name = "PATH", required_unless_present = "config", requires = "student")]
+    pub teacher: Option<PathBuf>,
+    /// The student, as the teacher
+    #[arg(long, value_name = "PATH", requires = "teacher")]
+    pub student: Option<PathBuf>,
+    /// Rows per step, with --teacher and --student
+    #[arg(long, value_name = "N", default_value = "2", value_parser = at_least::<1>)]
+    pub batch: usize,
+    /// Tokens per row, with --teacher and --student
+    #[arg(long, value_name = "N", default_value = "256", value_parser = at_least::<2>)]
+    pub length: usize,
+    /// Steps that are timed, after one that is not
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
     #[command(flatten)]
     pub device: DeviceArgs,
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::error::Result;
-use crate::kernels::{Mat, MatMut, matmul, with_f32};
+use crate::kernels::{Mat, MatMut, PackedBf16, matmul, with_f32};
 
 /// Projects hidden states to logits. How the weight is held (dense, packed, quantised) is the implementor's affair.
 pub trait Head: Send + Sync {
@@ -37,6 +37,24 @@ impl Head for DenseHead {
         with_f32(&self.0, |w| {
             matmul(Mat::new(hidden, n, d), Mat::new(w, v, d).t(), MatMut::new(logits, n, v), 1.0, false)
         })?;
+        Ok(())
+    }
+}
+
+/// A bf16 weight `[V, D]`, packed once.
+pub struct PackedHead(pub Arc<PackedBf16>);
+
+impl Head for PackedHead {
+    fn vocab_size(&self) -> usize {
+        self.0.outer()
+    }
+
+    fn width(&self) -> usize {
+        self.0.inner()
+    }
+
+    fn project(&self, hidden: &[f32], logits: &mut [f32]) -> Result<()> {
+        self.0.project(hidden, logits, false);
         Ok(())
     }
 }

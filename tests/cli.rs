@@ -292,3 +292,33 @@ fn a_run_stopped_before_its_first_step_leaves_an_empty_folder() {
     bench.distil_config("steps = 2");
     bench.expect(&["train", "--config", "run.toml", "--resume", "--set", "eval.max_rows=5"], 0);
 }
+
+#[test]
+fn a_bf16_teacher_teaches_the_same_within_its_rounding() {
+    let bench = trained("steps = 6");
+    let set = ["train", "--config", "run.toml", "--output", "half", "--set", "teacher.dtype=bf16"];
+    bench.expect(&set, 0);
+    let losses = |run: &str| -> Vec<f64> {
+        let metrics = bench.timeless_metrics(run);
+        metrics.iter().filter(|e| e["event"] == "train").map(|e| e["loss"].as_f64().unwrap()).collect()
+    };
+    for (half, full) in losses("half").iter().zip(losses("run")) {
+        assert!((half - full).abs() <= 0.02 * full, "{half} and {full}");
+    }
+}
+
+#[test]
+fn bench_times_a_run_and_random_models() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 6");
+    for args in [
+        &["bench", "--config", "run.toml", "--steps", "2"][..],
+        &["bench", "--teacher", "teacher.json", "--student", "student.json", "--length", "16", "--steps", "2"],
+    ] {
+        let table = stdout(bench.expect(args, 0));
+        for part in ["teacher", "heads and loss", "backward", "tokens/s", "GF/s"] {
+            assert!(table.contains(part), "{part:?} is not in:\n{table}");
+        }
+    }
+    bench.refused(&["bench", "--teacher", "teacher.json"]);
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use distill::corpus::{Batch, Row, RowRef};
-use distill::model::{Decoder, KvCache};
+use distill::model::{Decoder, Keep, KvCache};
 
 fn goldens() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
@@ -25,7 +25,7 @@ fn every_position(tokens: &[u32]) -> Batch {
 }
 
 fn logits(model: &Decoder, hidden: &Tensor) -> Vec<f32> {
-    let head = model.head().unwrap().tensor.t().unwrap();
+    let head = model.head().unwrap().tensor().unwrap().t().unwrap();
     hidden.matmul(&head).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
@@ -97,7 +97,7 @@ fn every_trainable_tensor_gets_a_gradient_in_every_family() {
         let model = Decoder::load(&folder, true).unwrap();
         let (ids, _) = expected(&folder);
         let batch = every_position(&ids);
-        let trace = model.trace(&batch).unwrap();
+        let trace = model.trace(&batch, Keep::Activations).unwrap();
         let upstream = trace.hidden.affine(0.3, 0.1).unwrap();
         model.backward(trace, upstream).unwrap();
         for parameter in model.parameters().iter().filter(|p| p.name != "lm_head.weight") {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use distill::corpus::{Batch, Row, RowRef};
 use distill::loss::{ForwardKl, Objective};
-use distill::model::Decoder;
+use distill::model::{Decoder, Keep};
 use distill::teacher::LocalTeacher;
 use distill::train::{AdamW, AdamWConfig, Decay, Schedule, Stepper};
 use serde::Deserialize;
@@ -68,6 +68,7 @@ fn stepper<'a>(teacher: &'a LocalTeacher, student: &'a Decoder, e: &Expected) ->
         objective: Objective::distillation(Box::new(ForwardKl), e.temperature, e.hard_label_weight, true),
         optimizer: AdamW::new(config, student.parameters()),
         max_grad_norm: e.max_grad_norm,
+        keep: Keep::Activations,
     }
 }
 
@@ -155,6 +156,20 @@ fn gradients_do_not_depend_on_micro_batches_or_chunks() {
             assert!(worst <= 1e-5 * largest, "{name} differs by {worst} with micro-batches of {size}");
         }
     }
+}
+
+#[test]
+fn running_blocks_again_instead_of_keeping_them_gives_the_same_bits() {
+    let teacher = teacher();
+    let e: Expected = json("expected_student.json");
+    let run = |keep: Keep| {
+        let student = Decoder::load(&folder().join("student"), true).unwrap();
+        let mut stepper = stepper(&teacher, &student, &e);
+        stepper.keep = keep;
+        stepper.accumulate(&micro(&steps()[0], 4)).unwrap();
+        gradients(&student)
+    };
+    assert!(run(Keep::Activations) == run(Keep::Inputs));
 }
 
 #[test]

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::plan::{Plan, model_folder};
-use crate::config::{LossKind, Schedule, StudentConfig, TeacherConfig};
+use crate::config::{Dtype, LossKind, Schedule, StudentConfig, TeacherConfig};
 use crate::corpus::{Batch, Row};
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate};
 use crate::loss::{ForwardKl, Objective};
 use crate::metrics::Screen;
-use crate::model::{Decoder, ModelConfig};
+use crate::model::{Decoder, Keep, ModelConfig};
 use crate::student;
 use crate::teacher::{LocalTeacher, Teacher};
 use crate::train::{AdamW, AdamWConfig, Decay, Stepper};
@@ -26,8 +26,17 @@ pub fn load_model(path: &Path, trainable: bool, screen: &Screen) -> Result<Decod
 
 /// The frozen teacher of a plan.
 pub fn teacher(plan: &Plan, screen: &Screen) -> Result<Option<LocalTeacher>> {
-    let Some(TeacherConfig::Local { path, .. }) = &plan.config.teacher else { return Ok(None) };
-    Ok(Some(LocalTeacher::new(Arc::new(load_model(path, false, screen)?))?))
+    let Some(TeacherConfig::Local { path, dtype }) = &plan.config.teacher else { return Ok(None) };
+    let model = match dtype {
+        Dtype::F32 => load_model(path, false, screen)?,
+        Dtype::Bf16 => {
+            let progress = screen.progress(&format!("loading {} in bf16", path.display()), None);
+            let model = Decoder::load_packed(model_folder(path)?)?;
+            progress.finish();
+            model
+        }
+    };
+    Ok(Some(LocalTeacher::new(Arc::new(model))?))
 }
 
 /// The student of a plan as it is before the first step.
@@ -40,10 +49,11 @@ pub fn student(plan: &Plan, teacher: Option<&LocalTeacher>, screen: &Screen) -> 
             Decoder::new(config, weights, true)
         }
         StudentConfig::Pruned { from, layers } => {
-            let teacher_path = plan.config.teacher.as_ref().map(|TeacherConfig::Local { path, .. }| path);
+            // A teacher held in f32 lends its own weights; otherwise the folder is read.
+            let same = TeacherConfig::Local { path: from.clone(), dtype: Dtype::F32 };
             let loaded;
             let whole = match teacher {
-                Some(teacher) if teacher_path == Some(from) => teacher.decoder().as_ref(),
+                Some(teacher) if plan.config.teacher.as_ref() == Some(&same) => teacher.decoder().as_ref(),
                 _ => {
                     loaded = load_model(from, false, screen)?;
                     &loaded
@@ -91,6 +101,7 @@ pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a LocalTeacher>, student: &'a 
         objective,
         optimizer: AdamW::new(config, student.parameters()),
         max_grad_norm: train.max_grad_norm,
+        keep: if train.checkpoint_activations { Keep::Inputs } else { Keep::Activations },
     })
 }
 

@@ -1,5 +1,6 @@
 //! One file per subcommand: the only layer that sees both sides of every seam, and, with the console, the only that prints.
 
+mod bench;
 mod build;
 mod eval;
 mod fingerprints;
@@ -29,6 +30,7 @@ pub enum Outcome {
 pub fn run(command: Command) -> Result<Outcome> {
     match command {
         Command::Train(args) => train::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -19,7 +19,7 @@ use crate::metrics::{self, Console, Event, Jsonl, Screen, Sink, Sinks};
 use crate::model::Decoder;
 use crate::report::{Column, Status, Summary, eval_table};
 use crate::student::{Companions, write_model};
-use crate::teacher::{LocalTeacher, Teacher};
+use crate::teacher::{LocalTeacher, RememberingTeacher, Teacher};
 use crate::train::{Ending, Evaluated, Pace, Run, TrainState};
 use crate::units::{Count, Rounded, Span};
 
@@ -27,6 +27,9 @@ const STUDENT: &str = "student";
 const CONFIG: &str = "config.toml";
 const REJECTED: &str = "rejected.jsonl";
 const CURVES: &str = "curves.svg";
+
+/// Hidden states of held-out rows that are kept between evaluations.
+const HELD_OUT_BYTES: usize = 256 << 20;
 
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
     device::open(args.device.choice)?;
@@ -146,10 +149,13 @@ impl<'a> Session<'a> {
             }
             self.screen.line(&format!("resuming after step {}", Count(state.step)));
         }
+        // Held-out rows are asked for at every evaluation; the teacher's word on them does not change.
+        let critic = self.teacher.as_ref().map(|t| RememberingTeacher::new(t, HELD_OUT_BYTES));
+        let critic = critic.as_ref().map(|t| t as &dyn Teacher);
         // The whole first report is kept for the closing table; a resumed run has only what its state says of it.
         let mut initial: Option<EvalReport> = None;
         let mut evaluate_step = |step: u64| -> Result<Option<Evaluated>> {
-            let Some(report) = self.evaluate(&self.student)? else { return Ok(None) };
+            let Some(report) = self.evaluate(&self.student, critic)? else { return Ok(None) };
             let score = report.kl_mean.unwrap_or(report.student_perplexity);
             let event = eval_event(step, &report);
             if step == 0 {
@@ -199,7 +205,7 @@ impl<'a> Session<'a> {
             Ok(Ending::Stopped) => Ok(None),
             Ok(ending) => {
                 summary.status = if ending == Ending::TimeUp { Status::TimeUp } else { Status::Complete };
-                self.deliver(&state, &mut summary).map(Some)
+                self.deliver(&state, critic, &mut summary).map(Some)
             }
         };
         let run_dir = &plan.config.output.dir;
@@ -239,23 +245,27 @@ impl<'a> Session<'a> {
     }
 
     /// The student on the held-out rows. None without such rows, or when it was interrupted.
-    fn evaluate(&self, student: &Decoder) -> Result<Option<EvalReport>> {
+    fn evaluate(&self, student: &Decoder, teacher: Option<&dyn Teacher>) -> Result<Option<EvalReport>> {
         let Some(held_out) = &self.plan.held_out else { return Ok(None) };
-        let teacher: Option<&dyn Teacher> = self.teacher.as_ref().map(|t| t as &dyn Teacher);
         let report = build::evaluate_rows(teacher, student, &held_out.rows, self.interrupted, self.screen)?;
         Ok(report.map(|r| if self.plan.config.eval.exact_match { r } else { r.without_exact_match() }))
     }
 
     /// Writes student/ and evaluates what stands on the disk: what is reported is what was delivered. None when it was
     /// interrupted.
-    fn deliver(&self, state: &TrainState, summary: &mut Summary) -> Result<Option<Option<EvalReport>>> {
+    fn deliver(
+        &self,
+        state: &TrainState,
+        critic: Option<&dyn Teacher>,
+        summary: &mut Summary,
+    ) -> Result<Option<Option<EvalReport>>> {
         let folder = student_folder(self.plan);
         let dtype = match self.plan.config.output.dtype {
             OutputDtype::F32 => Dtype::F32,
             OutputDtype::Bf16 => Dtype::Bf16,
         };
         atomic::write_folder(&folder, |dir| write_model(dir, &self.student, &self.companions, dtype))?;
-        let report = self.evaluate(&Decoder::load(&folder, false)?)?;
+        let report = self.evaluate(&Decoder::load(&folder, false)?, critic)?;
         if self.plan.held_out.is_some() && report.is_none() {
             return Ok(None);
         }

@@ -54,7 +54,7 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
 
 fn teacher(r: &mut Reader<'_>) -> Option<TeacherConfig> {
     r.section("teacher")?;
-    let dtype = r.choice("teacher.dtype", Dtype::F32, &[Dtype::F32], &["bf16"]);
+    let dtype = r.choice("teacher.dtype", Dtype::F32, &[Dtype::F32, Dtype::Bf16], &[]);
     if r.has("teacher.kind") {
         r.word("teacher.kind", &["local"], &["gguf", "cache", "api"])?;
     }
@@ -231,6 +231,7 @@ fn train(r: &mut Reader<'_>) -> TrainConfig {
         epsilon: r.float("train.epsilon", 1e-8, Numbers::Epsilon),
         weight_decay: r.float("train.weight_decay", 0.0, Numbers::NonNegative),
         max_grad_norm: r.float("train.max_grad_norm", 1.0, Numbers::Positive),
+        checkpoint_activations: r.flag("train.checkpoint_activations", false),
     }
 }
 

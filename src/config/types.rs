@@ -152,6 +152,8 @@ pub struct TrainConfig {
     pub epsilon: f64,
     pub weight_decay: f64,
     pub max_grad_norm: f64,
+    /// Keep each block's input alone and run its forward again for the backward pass.
+    pub checkpoint_activations: bool,
 }
 
 /// How long a run is asked to be, before `max_time` stops it earlier.

@@ -29,7 +29,7 @@ pub fn evaluate(
         let signal: Option<TeacherSignal> =
             teacher.map(|t| t.signal(&batch, &Needs { full_distribution: true })).transpose()?;
         let hidden = student.hidden(&batch)?;
-        let head = StudentHead { weight: &student.head()?.tensor, grad: None };
+        let head = StudentHead { weight: student.head()?.tensor()?, grad: None };
         let (stats, _) = logits.run(&hidden, &head, signal.as_ref(), false, |i, teacher, student, _| {
             let teacher = teacher.map(|row| checked_teacher_row(row, 1.0, &batch, i)).transpose()?;
             Ok(TargetStats::new(teacher, LogitRow::new(student, 1.0), batch.labels[i]))

@@ -64,7 +64,7 @@ fn linear_equals_the_composed_product_with_and_without_bias() {
         for bias in [None, Some(b.clone())] {
             let (dw, db) = (slot(&w), slot(&b));
             let layer = Linear {
-                weight: w.clone(),
+                weight: Weight::Dense(w.clone()),
                 bias: bias.clone(),
                 weight_grad: Some(dw.clone()),
                 bias_grad: bias.as_ref().map(|_| db.clone()),
@@ -89,7 +89,8 @@ fn linear_equals_the_composed_product_with_and_without_bias() {
 fn weight_gradients_accumulate_over_calls_and_frozen_layers_have_none() {
     let (x, w) = (noise(&[4, 3], 1), noise(&[2, 3], 2));
     let dw = slot(&w);
-    let mut layer = Linear { weight: w.clone(), bias: None, weight_grad: Some(dw.clone()), bias_grad: None };
+    let mut layer =
+        Linear { weight: Weight::Dense(w.clone()), bias: None, weight_grad: Some(dw.clone()), bias_grad: None };
     let run = |layer: &Linear| {
         let x = Var::from_tensor(&x).unwrap();
         backward_from(&layer.forward(&x).unwrap(), &noise(&[4, 2], 5)).unwrap();
@@ -223,6 +224,6 @@ fn embedding_rows_are_gathered_and_scattered_in_place() {
 #[test]
 fn a_kernel_refuses_what_is_not_f32() {
     let x = noise(&[2, 3], 1).to_dtype(DType::F64).unwrap();
-    let layer = Linear { weight: noise(&[4, 3], 2), bias: None, weight_grad: None, bias_grad: None };
+    let layer = Linear { weight: Weight::Dense(noise(&[4, 3], 2)), bias: None, weight_grad: None, bias_grad: None };
     assert!(layer.forward(&x).is_err());
 }

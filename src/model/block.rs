@@ -37,9 +37,9 @@ impl Block {
         let get = |name: &str| parameters.get(&block_tensor(i, name));
         let linear = |name: &str, bias: bool| -> Result<Linear> {
             let bias = bias.then(|| get(&format!("{name}.bias"))).transpose()?;
-            Ok(Parameter::linear(get(&format!("{name}.weight"))?, bias))
+            Parameter::linear(get(&format!("{name}.weight"))?, bias)
         };
-        let norm = |name: &str| -> Result<RmsNorm> { Ok(Parameter::rms_norm(get(name)?, config.rms_norm_eps)) };
+        let norm = |name: &str| -> Result<RmsNorm> { Parameter::rms_norm(get(name)?, config.rms_norm_eps) };
         Ok(Self {
             attention_norm: norm("input_layernorm.weight")?,
             q: linear("self_attn.q_proj", config.qkv_bias)?,

@@ -15,7 +15,7 @@ use super::tensors::{EMBEDDING, FINAL_NORM, HEAD};
 use super::weights::Weights;
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
-use crate::kernels::{RmsNorm, Rope, Span, add_rows, backward_from, gather_rows, with_f32};
+use crate::kernels::{RmsNorm, Rope, Span, Weight, add_rows, backward_from, gather_rows, with_f32};
 
 /// A Llama-like causal language model on the CPU in f32.
 #[derive(Debug)]
@@ -27,11 +27,24 @@ pub struct Decoder {
     inverse_frequencies: Vec<f32>,
 }
 
+/// What a training forward keeps of each block for the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keep {
+    /// Every activation.
+    #[default]
+    Activations,
+    /// The block's input: its forward is run again (Chen et al. 2016, arXiv 1604.06174). Less memory for more time.
+    Inputs,
+}
+
 /// What a training forward leaves for the backward pass.
 pub struct Trace {
     tokens: Vec<u32>,
-    /// Input of each block and of the final norm, and what came out of it.
-    segments: Vec<(Var, Tensor)>,
+    layout: Layout,
+    /// Input of each block, and what came out of it if that was kept.
+    blocks: Vec<(Var, Option<Tensor>)>,
+    /// Input and output of the final norm.
+    last: (Var, Tensor),
     /// Final hidden states at the target rows, `[N, D]`, without a graph.
     pub hidden: Tensor,
 }
@@ -39,9 +52,13 @@ pub struct Trace {
 impl Decoder {
     /// Builds the decoder around `weights`, which must be exactly the tensors of `config`, f32. All learn or none.
     pub fn new(config: ModelConfig, weights: Weights, trainable: bool) -> Result<Self> {
-        let parameters = Parameters::new(weights, trainable);
+        Self::from_parameters(config, Parameters::new(weights, trainable))
+    }
+
+    /// Builds the decoder around parameters that are exactly the tensors of `config`.
+    pub fn from_parameters(config: ModelConfig, parameters: Parameters) -> Result<Self> {
         let blocks = (0..config.layers).map(|i| Block::new(&config, &parameters, i)).collect::<Result<_>>()?;
-        let norm = Parameter::rms_norm(parameters.get(FINAL_NORM)?, config.rms_norm_eps);
+        let norm = Parameter::rms_norm(parameters.get(FINAL_NORM)?, config.rms_norm_eps)?;
         let inverse_frequencies = config.rope_scaling.inverse_frequencies(config.rope_theta, config.head_dim);
         Ok(Self { config, parameters, blocks, norm, inverse_frequencies })
     }
@@ -74,31 +91,45 @@ impl Decoder {
     }
 
     /// [`Self::hidden`] for training.
-    pub fn trace(&self, batch: &Batch) -> Result<Trace> {
+    pub fn trace(&self, batch: &Batch, keep: Keep) -> Result<Trace> {
         let layout = self.layout(batch);
-        let mut segments = Vec::with_capacity(self.blocks.len() + 1);
+        let mut blocks = Vec::with_capacity(self.blocks.len());
         let mut x = self.embed(&batch.tokens)?;
         for block in &self.blocks {
             let input = Var::from_tensor(&x)?;
-            let output = block.forward(&input, &layout, None)?;
-            x = output.detach();
-            segments.push((input, output));
+            let (output, kept) = match keep {
+                Keep::Activations => {
+                    let output = block.forward(&input, &layout, None)?;
+                    (output.detach(), Some(output))
+                }
+                Keep::Inputs => (block.forward(&input.as_detached_tensor(), &layout, None)?, None),
+            };
+            x = output;
+            blocks.push((input, kept));
         }
         let input = Var::from_tensor(&x)?;
         let rows = Tensor::new(batch.target_rows.as_slice(), &Device::Cpu)?;
         let output = self.norm.forward(&input.index_select(&rows, 0)?)?;
         let hidden = output.detach();
-        segments.push((input, output));
-        Ok(Trace { tokens: batch.tokens.clone(), segments, hidden })
+        Ok(Trace { tokens: batch.tokens.clone(), layout, blocks, last: (input, output), hidden })
     }
 
     /// Adds the gradient of every parameter but the head's own share, given ∂loss/∂hidden, `[N, D]`.
     pub fn backward(&self, trace: Trace, d_hidden: Tensor) -> Result<()> {
-        let mut gradient = d_hidden;
-        for (input, output) in trace.segments.into_iter().rev() {
-            let mut grads = backward_from(&output, &gradient)?;
+        let through = |input: &Var, output: &Tensor, gradient: &Tensor| -> Result<Tensor> {
+            let mut grads = backward_from(output, gradient)?;
             // Detached, or the graph that made it would live on.
-            gradient = grads.remove(&input).ok_or_else(|| Error::run("a block passed no gradient on"))?.detach();
+            Ok(grads.remove(input).ok_or_else(|| Error::run("a block passed no gradient on"))?.detach())
+        };
+        let (input, output) = trace.last;
+        let mut gradient = through(&input, &output, &d_hidden)?;
+        drop((input, output));
+        for (block, (input, output)) in self.blocks.iter().zip(trace.blocks).rev() {
+            let output = match output {
+                Some(output) => output,
+                None => block.forward(&input, &trace.layout, None)?,
+            };
+            gradient = through(&input, &output, &gradient)?;
         }
         let embedding = self.embedding()?;
         if let Some(slot) = &embedding.grad {
@@ -143,7 +174,10 @@ impl Decoder {
             )));
         }
         let width = self.config.hidden_size;
-        let rows = with_f32(&self.embedding()?.tensor, |table| gather_rows(table, width, tokens))?;
+        let rows = match &self.embedding()?.weight {
+            Weight::Dense(table) => with_f32(table, |table| gather_rows(table, width, tokens))?,
+            Weight::Packed(table) => table.rows(tokens),
+        };
         Ok(Tensor::from_vec(rows, (tokens.len(), width), &Device::Cpu)?)
     }
 

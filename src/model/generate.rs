@@ -46,7 +46,7 @@ pub fn generate(
         _ => Sampling::ArgMax,
     };
     let mut sampler = LogitsProcessor::from_sampling(options.seed, sampling);
-    let head = model.head()?.tensor.t()?;
+    let head = model.head()?.tensor()?.t()?;
     let mut cache = KvCache::default();
     let mut hidden = model.next_hidden(prompt, &mut cache)?;
     for left in (0..options.max_tokens).rev() {

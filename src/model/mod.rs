@@ -13,12 +13,13 @@ mod weights;
 use std::path::Path;
 
 pub use config::{Family, ModelConfig};
-pub use decoder::{Decoder, Trace};
+pub use decoder::{Decoder, Keep, Trace};
 pub use generate::{Finish, GenerateOptions, generate};
 pub use kv_cache::KvCache;
 pub use parameter::{Parameter, Parameters};
 pub use rope::RopeScaling;
 pub use tensors::TensorSpec;
+use weights::load_packed as load_packed_weights;
 pub use weights::{Weights, load as load_weights, weight_files};
 
 use crate::error::Result;
@@ -29,5 +30,12 @@ impl Decoder {
         let config = ModelConfig::read(folder)?;
         let weights = load_weights(folder, &config)?;
         Self::new(config, weights, trainable)
+    }
+
+    /// Loads a folder to be frozen, its matrices in bf16.
+    pub fn load_packed(folder: &Path) -> Result<Self> {
+        let config = ModelConfig::read(folder)?;
+        let weights = load_packed_weights(folder, &config)?;
+        Self::from_parameters(config, Parameters::frozen(weights))
     }
 }

@@ -4,26 +4,31 @@ use candle_core::Tensor;
 
 use super::tensors::TensorSpec;
 use crate::error::Result;
-use crate::kernels::{GradSlot, Linear, RmsNorm};
+use crate::kernels::{GradSlot, Linear, RmsNorm, Weight};
 
 /// A weight under its Hugging Face name, with the slot its gradient is summed in (None: frozen).
 ///
-/// The tensor is changed in place by the optimizer, so every clone of it follows.
+/// A dense tensor is changed in place by the optimizer, so every clone of it follows. A packed one never changes.
 #[derive(Debug, Clone)]
 pub struct Parameter {
     pub name: String,
-    pub tensor: Tensor,
+    pub weight: Weight,
     pub grad: Option<GradSlot>,
 }
 
 impl Parameter {
     pub fn new(name: String, tensor: Tensor, trainable: bool) -> Self {
         let grad = trainable.then(|| GradSlot::zeros(tensor.elem_count()));
-        Self { name, tensor, grad }
+        Self { name, weight: Weight::Dense(tensor), grad }
+    }
+
+    /// The f32 tensor; an error for a packed parameter.
+    pub fn tensor(&self) -> Result<&Tensor> {
+        Ok(self.weight.dense()?)
     }
 
     pub fn spec(&self) -> TensorSpec {
-        TensorSpec { name: self.name.clone(), shape: self.tensor.dims().to_vec() }
+        TensorSpec { name: self.name.clone(), shape: self.weight.dims() }
     }
 
     /// Forgets the gradient of the last step.
@@ -33,17 +38,17 @@ impl Parameter {
         }
     }
 
-    pub(super) fn linear(weight: &Self, bias: Option<&Self>) -> Linear {
-        Linear {
-            weight: weight.tensor.clone(),
-            bias: bias.map(|b| b.tensor.clone()),
+    pub(super) fn linear(weight: &Self, bias: Option<&Self>) -> Result<Linear> {
+        Ok(Linear {
+            weight: weight.weight.clone(),
+            bias: bias.map(|b| b.tensor().cloned()).transpose()?,
             weight_grad: weight.grad.clone(),
             bias_grad: bias.and_then(|b| b.grad.clone()),
-        }
+        })
     }
 
-    pub(super) fn rms_norm(weight: &Self, epsilon: f64) -> RmsNorm {
-        RmsNorm { weight: weight.tensor.clone(), epsilon, weight_grad: weight.grad.clone() }
+    pub(super) fn rms_norm(weight: &Self, epsilon: f64) -> Result<RmsNorm> {
+        Ok(RmsNorm { weight: weight.tensor()?.clone(), epsilon, weight_grad: weight.grad.clone() })
     }
 }
 
@@ -55,6 +60,12 @@ impl Parameters {
     /// Takes the weights; all of them learn, or none.
     pub fn new(weights: super::weights::Weights, trainable: bool) -> Self {
         let parameter = |(name, tensor): (String, Tensor)| (name.clone(), Parameter::new(name, tensor, trainable));
+        Self(weights.into_iter().map(parameter).collect())
+    }
+
+    /// Takes frozen weights in whatever form they are held.
+    pub fn frozen(weights: std::collections::BTreeMap<String, Weight>) -> Self {
+        let parameter = |(name, weight): (String, Weight)| (name.clone(), Parameter { name, weight, grad: None });
         Self(weights.into_iter().map(parameter).collect())
     }
 

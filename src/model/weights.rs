@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
@@ -10,7 +11,7 @@ use rayon::prelude::*;
 use super::config::ModelConfig;
 use super::tensors::{HEAD, TensorSpec};
 use crate::error::{Error, Result};
-use crate::kernels::with_f32;
+use crate::kernels::{PackedBf16, Weight, with_f32};
 
 /// Tensors by name.
 pub type Weights = BTreeMap<String, Tensor>;
@@ -49,6 +50,24 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
 /// Loads exactly the tensors of `config` as f32. Missing, unexpected and misshapen tensors are all reported by name,
 /// and so is a tensor that holds NaN or an infinity.
 pub fn load(folder: &Path, config: &ModelConfig) -> Result<Weights> {
+    load_each(folder, config, |_, tensor| Ok(tensor))
+}
+
+/// [`load`] for a frozen model: each matrix is packed in bf16 as soon as it is read, so that no f32 model ever exists.
+pub fn load_packed(folder: &Path, config: &ModelConfig) -> Result<BTreeMap<String, Weight>> {
+    load_each(folder, config, |spec, tensor| match spec.shape[..] {
+        [outer, inner] => {
+            Ok(Weight::Packed(Arc::new(with_f32(&tensor, |values| PackedBf16::new(values, outer, inner))?)))
+        }
+        _ => Ok(Weight::Dense(tensor)),
+    })
+}
+
+fn load_each<T: Send>(
+    folder: &Path,
+    config: &ModelConfig,
+    take: impl Fn(&TensorSpec, Tensor) -> Result<T> + Sync,
+) -> Result<BTreeMap<String, T>> {
     let files = weight_files(folder)?.iter().map(|file| open(file)).collect::<Result<Vec<_>>>()?;
     let mut stored: BTreeMap<String, (usize, Vec<usize>)> = BTreeMap::new();
     for (i, file) in files.iter().enumerate() {
@@ -75,7 +94,7 @@ pub fn load(folder: &Path, config: &ModelConfig) -> Result<Weights> {
                 let name = &spec.name;
                 return Err(Error::input(format!("{}: tensor {name} holds NaN or infinity", folder.display())));
             }
-            Ok((spec.name.clone(), tensor))
+            Ok((spec.name.clone(), take(spec, tensor)?))
         })
         .collect()
 }

@@ -66,10 +66,8 @@ pub fn write_model(dir: &Path, model: &Decoder, companions: &Companions, dtype: 
     for (name, content) in &companions.0 {
         write(name, content)?;
     }
-    let entries = model.parameters().iter().map(|p| Entry {
-        name: &p.name,
-        shape: p.tensor.dims(),
-        values: Values::Tensor(&p.tensor),
-    });
+    let tensors = model.parameters().iter().map(|p| Ok((p.name.as_str(), p.tensor()?))).collect::<Result<Vec<_>>>()?;
+    let entries =
+        tensors.iter().map(|(name, tensor)| Entry { name, shape: tensor.dims(), values: Values::Tensor(tensor) });
     write_safetensors(&dir.join(layout::MODEL), entries, dtype, &BTreeMap::new())
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::Teacher;
 use crate::corpus::Batch;
 use crate::error::Result;
+use crate::kernels::Weight;
 use crate::model::Decoder;
-use crate::signal::{Capabilities, DenseHead, Head, Needs, TeacherSignal};
+use crate::signal::{Capabilities, DenseHead, Head, Needs, PackedHead, TeacherSignal};
 
 /// A frozen decoder: its signal is hidden states and its head.
 pub struct LocalTeacher {
@@ -16,7 +17,10 @@ pub struct LocalTeacher {
 
 impl LocalTeacher {
     pub fn new(decoder: Arc<Decoder>) -> Result<Self> {
-        let head = Arc::new(DenseHead(decoder.head()?.tensor.clone()));
+        let head: Arc<dyn Head> = match &decoder.head()?.weight {
+            Weight::Dense(weight) => Arc::new(DenseHead(weight.clone())),
+            Weight::Packed(weight) => Arc::new(PackedHead(weight.clone())),
+        };
         Ok(Self { decoder, head })
     }
 

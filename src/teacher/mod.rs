@@ -1,8 +1,10 @@
 //! Teachers: whoever can say what a batch's targets should look like.
 
 mod local;
+mod remembering;
 
 pub use local::LocalTeacher;
+pub use remembering::RememberingTeacher;
 
 use crate::corpus::Batch;
 use crate::error::Result;

@@ -11,4 +11,4 @@ pub use optim::{AdamW, AdamWConfig, Moments};
 pub use run::{Ending, Evaluated, Pace, Run};
 pub use schedule::{Decay, Schedule};
 pub use state::{Best, TrainState};
-pub use step::{StepReport, Stepper};
+pub use step::{Phases, StepReport, Stepper};

@@ -34,7 +34,7 @@ pub struct AdamW {
 impl AdamW {
     /// Starts from zero moments.
     pub fn new(config: AdamWConfig, parameters: &Parameters) -> Self {
-        let zeros = |p: &Parameter| vec![0.0; p.tensor.elem_count()];
+        let zeros = |p: &Parameter| vec![0.0; p.spec().elements()];
         let trainable = parameters.iter().filter(|p| p.grad.is_some());
         let moments = trainable.map(|p| (p.name.clone(), Moments { first: zeros(p), second: zeros(p) })).collect();
         Self { config, moments }
@@ -75,7 +75,7 @@ impl AdamW {
             let keep = (1.0 - learning_rate * decay) as f32;
             let gradient = slot.lock();
             let moments = std::sync::Mutex::new(moments);
-            overwrite(&parameter.tensor, |weights| {
+            overwrite(parameter.tensor()?, |weights| {
                 let mut moments = moments.lock().expect("the optimizer's own lock");
                 let Moments { first, second } = &mut **moments;
                 let state = first.par_chunks_mut(BLOCK).zip(second.par_chunks_mut(BLOCK));

@@ -208,8 +208,8 @@ impl Run<'_> {
             grad_norm: report.grad_norm,
             tokens: self.state.target_tokens,
             tokens_per_second: report.input_tokens as f64 / seconds,
-            teacher_seconds: report.teacher_time.map(|t| t.as_secs_f64()),
-            student_seconds: report.student_time.as_secs_f64(),
+            teacher_seconds: self.stepper.objective.uses_teacher().then_some(report.phases.teacher.as_secs_f64()),
+            student_seconds: report.phases.student().as_secs_f64(),
             elapsed_seconds: self.state.elapsed_seconds + seconds,
         }
     }

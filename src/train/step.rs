@@ -7,8 +7,27 @@ use super::optim::AdamW;
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
 use crate::loss::{Objective, StudentHead, Sums};
-use crate::model::Decoder;
+use crate::model::{Decoder, Keep};
 use crate::teacher::Teacher;
+
+/// Wall time of each part of a step.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Phases {
+    pub teacher: Duration,
+    pub forward: Duration,
+    /// Both heads' projections, the rows of the loss, and the gradients they give.
+    pub head: Duration,
+    pub backward: Duration,
+    /// Norm, clipping and AdamW.
+    pub optimizer: Duration,
+}
+
+impl Phases {
+    /// All but the teacher's.
+    pub fn student(&self) -> Duration {
+        self.forward + self.head + self.backward + self.optimizer
+    }
+}
 
 /// What one step did.
 #[derive(Debug, Clone)]
@@ -20,9 +39,7 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Tokens that went through the student.
     pub input_tokens: usize,
-    /// None without a teacher.
-    pub teacher_time: Option<Duration>,
-    pub student_time: Duration,
+    pub phases: Phases,
 }
 
 /// The pieces a step works with.
@@ -32,38 +49,35 @@ pub struct Stepper<'a> {
     pub objective: Objective,
     pub optimizer: AdamW,
     pub max_grad_norm: f64,
+    pub keep: Keep,
 }
 
 impl Stepper<'_> {
     /// Sums the gradients of all micro-batches into the parameters' slots, divided by the step's targets.
     pub fn accumulate(&mut self, micro: &[Batch]) -> Result<StepReport> {
-        let started = Instant::now();
         let valid: usize = micro.iter().map(Batch::valid_tokens).sum();
         let needs = self.objective.needs();
-        let mut teacher_time = Duration::ZERO;
+        let mut phases = Phases::default();
         let mut sums = Sums::default();
         self.student.parameters().clear_gradients();
         for batch in micro.iter().filter(|b| b.valid_tokens() > 0) {
-            let asked = Instant::now();
-            let signal = match self.teacher.filter(|_| self.objective.uses_teacher()) {
-                Some(teacher) => Some(teacher.signal(batch, &needs)?),
-                None => None,
-            };
-            teacher_time += asked.elapsed();
-            let trace = self.student.trace(batch)?;
+            let teacher = self.teacher.filter(|_| self.objective.uses_teacher());
+            let signal = timed(&mut phases.teacher, || teacher.map(|t| t.signal(batch, &needs)).transpose())?;
+            let trace = timed(&mut phases.forward, || self.student.trace(batch, self.keep))?;
             let head = self.student.head()?;
-            let head = StudentHead { weight: &head.tensor, grad: head.grad.as_ref() };
-            let out = self.objective.run(&trace.hidden, &head, signal.as_ref(), batch, valid)?;
-            self.student.backward(trace, out.d_hidden)?;
+            let head = StudentHead { weight: head.tensor()?, grad: head.grad.as_ref() };
+            let objective = &mut self.objective;
+            let out = timed(&mut phases.head, || objective.run(&trace.hidden, &head, signal.as_ref(), batch, valid))?;
+            timed(&mut phases.backward, || self.student.backward(trace, out.d_hidden))?;
             sums += out.sums;
         }
+        let grad_norm = timed(&mut phases.optimizer, || Ok(clip::global_norm(self.student.parameters())))?;
         Ok(StepReport {
             loss: self.objective.loss(&sums),
             sums,
-            grad_norm: clip::global_norm(self.student.parameters()),
+            grad_norm,
             input_tokens: micro.iter().map(|b| b.tokens.len()).sum(),
-            teacher_time: self.objective.uses_teacher().then_some(teacher_time),
-            student_time: started.elapsed().saturating_sub(teacher_time),
+            phases,
         })
     }
 
@@ -72,10 +86,9 @@ impl Stepper<'_> {
     pub fn step(&mut self, micro: &[Batch], step: u64, learning_rate: f64) -> Result<StepReport> {
         let mut report = self.accumulate(micro)?;
         self.ensure_finite(&report, micro, step)?;
-        let started = Instant::now();
         let scale = clip::scale(report.grad_norm, self.max_grad_norm);
-        self.optimizer.step(self.student.parameters(), step, learning_rate, scale)?;
-        report.student_time += started.elapsed();
+        let (optimizer, parameters) = (&mut self.optimizer, self.student.parameters());
+        timed(&mut report.phases.optimizer, || optimizer.step(parameters, step, learning_rate, scale))?;
         Ok(report)
     }
 
@@ -99,4 +112,12 @@ impl Stepper<'_> {
             report.grad_norm
         )))
     }
+}
+
+/// Adds the time that `f` takes to `total`.
+fn timed<R>(total: &mut Duration, f: impl FnOnce() -> Result<R>) -> Result<R> {
+    let started = Instant::now();
+    let result = f();
+    *total += started.elapsed();
+    result
 }

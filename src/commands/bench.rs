@@ -1,0 +1,203 @@
+//! `distill bench`: where a step's time goes, against what this machine's matrix product can do.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{Outcome, build, out};
+use crate::cli::BenchArgs;
+use crate::config;
+use crate::config::plan::Plan;
+use crate::corpus::{Batch, Loader, Row, RowRef};
+use crate::device;
+use crate::error::{Error, Result};
+use crate::kernels::{Mat, MatMut, matmul};
+use crate::loss::{ForwardKl, Objective};
+use crate::metrics::Screen;
+use crate::model::{Decoder, Keep, ModelConfig};
+use crate::student::fresh_weights;
+use crate::teacher::{LocalTeacher, Teacher};
+use crate::train::{AdamW, AdamWConfig, Phases, StepReport, Stepper};
+use crate::units::{Bytes, Count, peak_rss_bytes};
+
+pub fn run(args: &BenchArgs) -> Result<Outcome> {
+    device::open(args.device.choice)?;
+    let screen = Screen::stderr();
+    let peak = gemm_peak();
+    let reports = match (&args.config, &args.teacher, &args.student) {
+        (Some(file), ..) => of_config(file, args.steps, &screen)?,
+        (None, Some(teacher), Some(student)) => of_shapes(teacher, student, args, &screen)?,
+        _ => return Err(Error::input("bench needs --config FILE, or --teacher and --student")),
+    };
+    out::write(&table(&reports, peak))?;
+    Ok(Outcome::Done)
+}
+
+/// The steps that were timed and the floating-point operations of one.
+struct Timed {
+    reports: Vec<StepReport>,
+    flops: Phased<f64>,
+}
+
+/// One value per phase that multiplies matrices.
+struct Phased<T> {
+    teacher: T,
+    forward: T,
+    head: T,
+    backward: T,
+}
+
+/// A run's own first steps.
+fn of_config(file: &Path, steps: u64, screen: &Screen) -> Result<Timed> {
+    let plan = Plan::new(config::load_to_read(file)?, screen)?;
+    let teacher = build::teacher(&plan, screen)?;
+    let student = build::student(&plan, teacher.as_ref(), screen)?;
+    let mut stepper = build::stepper(&plan, teacher.as_ref(), &student)?;
+    let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
+    let train = &plan.config.train;
+    let next = || -> Result<Vec<Batch>> {
+        let step = loader.next_step(train.batch_size, plan.config.data.packing)?;
+        step.map(|s| s.micro_batches(train.micro_batch_size))
+            .ok_or_else(|| Error::input("the corpus has fewer steps than --steps"))
+    };
+    time(&mut stepper, teacher.as_ref(), steps, train.learning_rate, next, screen)
+}
+
+/// Random tokens through models of the given shapes, every token a target.
+fn of_shapes(teacher: &Path, student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
+    let teacher = LocalTeacher::new(Arc::new(model(teacher, false, screen)?))?;
+    let student = model(student, true, screen)?;
+    let config = AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
+    let mut stepper = Stepper {
+        teacher: Some(&teacher as &dyn Teacher),
+        student: &student,
+        objective: Objective::distillation(Box::new(ForwardKl), 2.0, 0.0, true),
+        optimizer: AdamW::new(config, student.parameters()),
+        max_grad_norm: 1.0,
+        keep: Keep::Activations,
+    };
+    let vocab = student.config().vocab_size.min(teacher.vocab_size()) as u32;
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let source = RowRef { digest: [0; 32], file: Arc::new(PathBuf::from("random")), line: 1 };
+    let next = || -> Result<Vec<Batch>> {
+        let row = |rng: &mut ChaCha8Rng| Row {
+            // One token more than goes in, so that each of `length` tokens has a successor to predict.
+            tokens: (0..args.length + 1).map(|_| rng.random_range(0..vocab)).collect(),
+            targets: (0..args.length + 1).map(|t| t > 0).collect(),
+            source: source.clone(),
+        };
+        let rows: Vec<Row> = (0..args.batch).map(|_| row(&mut rng)).collect();
+        Ok(vec![Batch::new(&rows)])
+    };
+    time(&mut stepper, Some(&teacher), args.steps, 1e-4, next, screen)
+}
+
+/// A model folder, or random weights in the shape of a config.json.
+fn model(path: &Path, trainable: bool, screen: &Screen) -> Result<Decoder> {
+    if path.is_file() {
+        let config = ModelConfig::read(path)?;
+        let weights = fresh_weights(&config, 0)?;
+        return Decoder::new(config, weights, trainable);
+    }
+    build::load_model(path, trainable, screen)
+}
+
+fn time(
+    stepper: &mut Stepper,
+    teacher: Option<&LocalTeacher>,
+    steps: u64,
+    learning_rate: f64,
+    mut next: impl FnMut() -> Result<Vec<Batch>>,
+    screen: &Screen,
+) -> Result<Timed> {
+    let progress = screen.progress("timing steps", Some(steps + 1));
+    let mut reports = vec![];
+    // The first step warms caches and buffers up and does not count.
+    for step in 0..=steps {
+        let report = stepper.step(&next()?, step, learning_rate)?;
+        progress.advance(1);
+        if step > 0 {
+            reports.push(report);
+        }
+    }
+    progress.finish();
+    let student = stepper.student.config();
+    let teacher = teacher.filter(|_| stepper.objective.uses_teacher()).map(|t| t.decoder().config());
+    let mean = |f: fn(&StepReport) -> usize| reports.iter().map(f).sum::<usize>() as f64 / reports.len().max(1) as f64;
+    let (tokens, targets) = (mean(|r| r.input_tokens), mean(|r| r.sums.targets));
+    let head = |c: &ModelConfig| 2.0 * targets * (c.vocab_size * c.hidden_size) as f64;
+    let flops = Phased {
+        teacher: teacher.map_or(0.0, |t| 2.0 * tokens * block_weights(t)),
+        forward: 2.0 * tokens * block_weights(student),
+        head: teacher.map_or(0.0, head) + 3.0 * head(student),
+        backward: 4.0 * tokens * block_weights(student),
+    };
+    Ok(Timed { reports, flops })
+}
+
+/// Weights of all blocks' matrices: two operations a token for each in a forward pass. Attention's own products are left out.
+fn block_weights(config: &ModelConfig) -> f64 {
+    let specs = config.tensors();
+    specs.iter().filter(|s| s.decays() && s.name.contains(".layers.")).map(|s| s.elements() as f64).sum()
+}
+
+/// The best of a few large f32 products on all threads, in operations per second.
+fn gemm_peak() -> f64 {
+    const N: usize = 1024;
+    let (a, b, mut c) = (vec![0.5f32; N * N], vec![0.25f32; N * N], vec![0.0f32; N * N]);
+    let best = (0..8)
+        .map(|_| {
+            let started = Instant::now();
+            matmul(Mat::new(&a, N, N), Mat::new(&b, N, N), MatMut::new(&mut c, N, N), 1.0, false);
+            started.elapsed()
+        })
+        .min()
+        .unwrap_or(Duration::MAX);
+    2.0 * (N * N * N) as f64 / best.as_secs_f64()
+}
+
+type Phase = fn(&Phases) -> Duration;
+
+fn table(timed: &Timed, peak: f64) -> String {
+    let reports = &timed.reports;
+    let median = |f: &dyn Fn(&StepReport) -> f64| {
+        let mut values: Vec<f64> = reports.iter().map(f).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    let total = |r: &StepReport| (r.phases.teacher + r.phases.student()).as_secs_f64();
+    let step = median(&total);
+    let rows: [(&str, Phase, f64); 5] = [
+        ("teacher", |p| p.teacher, timed.flops.teacher),
+        ("student forward", |p| p.forward, timed.flops.forward),
+        ("heads and loss", |p| p.head, timed.flops.head),
+        ("backward", |p| p.backward, timed.flops.backward),
+        ("optimizer", |p| p.optimizer, 0.0),
+    ];
+    let mut out = format!("{:<18}{:>10}{:>8}{:>9}{:>10}\n", "phase", "ms", "share", "GF/s", "of peak");
+    let mut line = |name: &str, seconds: f64, flops: f64| {
+        let speed = match flops > 0.0 && seconds > 0.0 {
+            true => format!("{:>9.0}{:>8.0} %", flops / seconds / 1e9, 100.0 * flops / seconds / peak),
+            false => String::new(),
+        };
+        out += &format!("{name:<18}{:>10.1}{:>6.0} %{speed}\n", 1e3 * seconds, 100.0 * seconds / step);
+    };
+    for (name, phase, flops) in rows {
+        line(name, median(&|r| phase(&r.phases).as_secs_f64()), flops);
+    }
+    let f = &timed.flops;
+    line("step", step, f.teacher + f.forward + f.head + f.backward);
+    let tokens = median(&|r| r.input_tokens as f64 / total(r));
+    let memory = peak_rss_bytes().map_or("unknown".into(), |b| Bytes(b).to_string());
+    out += &format!(
+        "{} tokens/s (median of {} steps), peak memory {memory}, f32 product at its best {:.0} GF/s, {} threads\n",
+        Count(tokens as u64),
+        reports.len(),
+        peak / 1e9,
+        rayon::current_num_threads()
+    );
+    out
+}

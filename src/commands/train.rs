@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::eval::EvalReport;
 use crate::metrics::{self, Console, Event, Jsonl, Screen, Sink, Sinks};
 use crate::model::Decoder;
-use crate::report::{Column, Status, Summary, eval_table};
+use crate::report::{Column, Status, Summary, eval_table, recorded};
 use crate::student::{Companions, write_model};
 use crate::teacher::{LocalTeacher, RememberingTeacher, Teacher};
 use crate::train::{Ending, Evaluated, Pace, Run, TrainState};
@@ -229,6 +229,7 @@ impl<'a> Session<'a> {
         match (error, delivered) {
             (Some(error), _) => Err(error),
             (None, Some(last)) => {
+                let initial = initial.or_else(|| state.initial_eval.as_ref().map(recorded));
                 out::write(&closing(plan, &state, initial.as_ref(), last.as_ref()))?;
                 Ok(Outcome::Done)
             }

@@ -17,7 +17,7 @@ pub struct RowSums {
 
 /// Token-weighted means over target tokens at temperature 1, in nats; fractions from 0 to 1. What needs a teacher is
 /// null without one.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct EvalReport {
     pub rows: usize,
     pub tokens: usize,

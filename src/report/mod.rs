@@ -4,4 +4,4 @@ mod summary;
 mod table;
 
 pub use summary::{Status, Summary};
-pub use table::{Column, eval_table};
+pub use table::{Column, eval_table, recorded};

@@ -1,11 +1,28 @@
 //! Evaluations side by side, as text.
 
 use crate::eval::EvalReport;
+use crate::metrics;
 
 /// One evaluation under its title.
 pub struct Column<'a> {
     pub title: &'a str,
     pub report: &'a EvalReport,
+}
+
+/// What the event of an evaluation still says of it: for a column of a run that was resumed.
+pub fn recorded(event: &metrics::Eval) -> EvalReport {
+    EvalReport {
+        tokens: event.tokens as usize,
+        kl_mean: event.kl_mean,
+        kl_median: event.kl_median,
+        kl_p99: event.kl_p99,
+        top1_agreement: event.top1_agreement,
+        student_perplexity: event.student_perplexity,
+        teacher_perplexity: event.teacher_perplexity,
+        student_exact_match: event.student_exact_match,
+        teacher_exact_match: event.teacher_exact_match,
+        ..EvalReport::default()
+    }
 }
 
 type Figure = fn(&EvalReport) -> Option<f64>;

@@ -34,6 +34,11 @@ impl Console {
 
     fn train(&mut self, event: &Train) {
         self.bar.set(event.step, &train_line(event));
+        if self.pace.last.is_none() {
+            // The evaluation before the first step tells nothing of the speed of steps.
+            let step = Span::from_seconds(event.student_seconds + event.teacher_seconds.unwrap_or(0.0)).0;
+            self.pace.began = Instant::now().checked_sub(step).unwrap_or(self.pace.began);
+        }
         if !self.screen.is_terminal() && self.pace.due(event.step, Instant::now()) {
             let left = Span(self.pace.remaining(event.step, Instant::now()));
             let (step, total) = (Count(event.step), Count(self.pace.total));
@@ -99,7 +104,7 @@ impl Pace {
         due
     }
 
-    /// At the mean speed since this process began, evaluations included.
+    /// At the mean speed since the first step of this process, evaluations between steps included.
     fn remaining(&self, step: u64, now: Instant) -> Duration {
         let done = step.saturating_sub(self.start).max(1) as f64;
         let per_step = now.saturating_duration_since(self.began).as_secs_f64() / done;

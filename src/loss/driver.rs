@@ -23,8 +23,8 @@ pub struct StudentHead<'a> {
 #[derive(Default)]
 pub struct ChunkedLogits {
     teacher: Vec<f32>,
+    /// Logits, and then, row by row, their gradient.
     student: Vec<f32>,
-    gradient: Vec<f32>,
     /// Rows per chunk; None: as many as the limits above allow.
     pub rows_per_chunk: Option<usize>,
 }
@@ -58,8 +58,6 @@ impl ChunkedLogits {
             let rows = limit.min(targets - from);
             self.teacher.resize(rows * teacher_vocab, 0.0);
             self.student.resize(rows * vocab, 0.0);
-            self.gradient.clear();
-            self.gradient.resize(if with_gradient { rows * vocab } else { 0 }, 0.0);
             if let Some(signal) = signal {
                 signal.logits(from, rows, &mut self.teacher)?;
             }
@@ -71,19 +69,24 @@ impl ChunkedLogits {
                     let teacher = &self.teacher;
                     let teacher_row =
                         |i: usize| signal.is_some().then(|| &teacher[i * teacher_vocab..i * teacher_vocab + shared]);
-                    let student = self.student.par_chunks_exact(vocab);
                     let chunk: Vec<R> = if with_gradient {
-                        let rows = student.zip(self.gradient.par_chunks_exact_mut(vocab)).enumerate();
-                        rows.map(|(i, (z, g))| row(from + i, teacher_row(i), z, Some(g))).collect::<Result<_>>()?
+                        // A row's gradient takes the place of its logits, by way of a scratch row that stays in cache.
+                        let in_place = |scratch: &mut Vec<f32>, (i, logits): (usize, &mut [f32])| {
+                            scratch.clear();
+                            scratch.resize(vocab, 0.0);
+                            let result = row(from + i, teacher_row(i), logits, Some(scratch))?;
+                            logits.copy_from_slice(scratch);
+                            Ok(result)
+                        };
+                        let rows = self.student.par_chunks_exact_mut(vocab).enumerate().with_min_len(8);
+                        rows.map_init(Vec::new, in_place).collect::<Result<_>>()?
                     } else {
-                        student
-                            .enumerate()
-                            .map(|(i, z)| row(from + i, teacher_row(i), z, None))
-                            .collect::<Result<_>>()?
+                        let rows = self.student.par_chunks_exact(vocab).enumerate();
+                        rows.map(|(i, z)| row(from + i, teacher_row(i), z, None)).collect::<Result<_>>()?
                     };
                     results.extend(chunk);
                     if with_gradient {
-                        let d_logits = Mat::new(&self.gradient, rows, vocab);
+                        let d_logits = Mat::new(&self.student, rows, vocab);
                         let out = MatMut::new(&mut d_hidden[from * width..(from + rows) * width], rows, width);
                         matmul(d_logits, weight, out, 1.0, false);
                         if let Some(slot) = head.grad {

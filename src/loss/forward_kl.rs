@@ -21,21 +21,22 @@ impl Divergence for ForwardKl {
     fn row(&self, teacher: LogitRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64 {
         math::vectorize(|| {
             let shared = teacher.logits.len();
-            if let Some((gradient, scale)) = gradient {
-                let scale = scale * student.inverse_temperature;
-                for (i, g) in gradient[..shared].iter_mut().enumerate() {
-                    let (p, q) = (math::exp(teacher.log_probability(i)), math::exp(student.log_probability(i)));
-                    *g += scale * (q - p);
-                }
-                for (i, g) in gradient.iter_mut().enumerate().skip(shared) {
-                    *g += scale * math::exp(student.log_probability(i));
-                }
-            }
-            math::sum_by(shared, |i| {
-                let log_p = teacher.log_probability(i);
+            let term = |i: usize| {
+                let (log_p, log_q) = (teacher.log_probability(i), student.log_probability(i));
                 let p = math::exp(log_p);
                 // 0 · log 0 = 0: log p may be −∞ here.
-                if p > 0.0 { p * (log_p - student.log_probability(i)) } else { 0.0 }
+                (p, log_q, if p > 0.0 { p * (log_p - log_q) } else { 0.0 })
+            };
+            let Some((gradient, scale)) = gradient else { return math::sum_by(shared, |i| term(i).2) };
+            let scale = scale * student.inverse_temperature;
+            let (inside, outside) = gradient.split_at_mut(shared);
+            for (i, g) in outside.iter_mut().enumerate() {
+                *g += scale * math::exp(student.log_probability(shared + i));
+            }
+            math::sum_into(inside, |i, g| {
+                let (p, log_q, term) = term(i);
+                *g += scale * (math::exp(log_q) - p);
+                term
             })
         })
     }

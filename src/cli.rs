@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{ChatTemplate, LossOn, Word};
+use crate::config::{ChatTemplate, Dtype, LossOn, Word};
 use crate::device::DeviceChoice;
 
 /// Copy what a large language model knows into a small one.
@@ -70,7 +70,7 @@ Examples:
 
 Exit code 3 when a gate fails; the JSON is written first.")]
 pub struct EvalArgs {
-    /// Take teacher, data, max_length, loss_on, chat_template and max_rows from a config; flags win
+    /// Take teacher and its dtype, data, max_length, loss_on, chat_template and max_rows from a config; flags win
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The reference: a model folder or a Hugging Face id
@@ -167,6 +167,12 @@ pub struct BenchArgs {
     /// Tokens per row, with --teacher and --student
     #[arg(long, value_name = "N", default_value = "256", value_parser = at_least::<2>)]
     pub length: usize,
+    /// How the teacher's weights are held, with --teacher
+    #[arg(long, value_name = "f32|bf16", default_value = "f32", hide_possible_values = true, value_parser = words::<Dtype>())]
+    pub teacher_dtype: Dtype,
+    /// Print one JSON line instead of the table
+    #[arg(long)]
+    pub json: bool,
     /// Steps that are timed, after one that is not
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: u64,

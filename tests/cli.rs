@@ -322,3 +322,23 @@ fn bench_times_a_run_and_random_models() {
     }
     bench.refused(&["bench", "--teacher", "teacher.json"]);
 }
+
+#[test]
+fn the_shipped_configs_run_from_any_folder() {
+    let bench = Bench { dir: tempfile::tempdir().unwrap(), threads: 2 };
+    for name in ["quickstart", "quickstart-hard-labels", "smoke"] {
+        let config = format!("{}/configs/{name}.toml", env!("CARGO_MANIFEST_DIR"));
+        bench.expect(&["train", "--config", &config, "--output", "never", "--dry-run"], 0);
+    }
+}
+
+#[test]
+fn eval_holds_the_teacher_as_the_run_did() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 2");
+    let text = String::from_utf8(bench.read("run.toml")).unwrap();
+    bench.write("run.toml", text.replace("path = \"teacher/student\"", "path = \"teacher/student\"\ndtype = \"bf16\""));
+    bench.expect(&["train", "--config", "run.toml"], 0);
+    bench.expect(&["eval", "--config", "run.toml", "--student", "run/student", "--json", "e.json"], 0);
+    assert_eq!(bench.json("e.json")["kl_mean"], bench.json("run/summary.json")["final_eval"]["kl_mean"]);
+}

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde_json::json;
 
 use super::{Outcome, build, out};
 use crate::cli::BenchArgs;
-use crate::config;
 use crate::config::plan::Plan;
+use crate::config::{self, Dtype};
 use crate::corpus::{Batch, Loader, Row, RowRef};
 use crate::device;
 use crate::error::{Error, Result};
@@ -32,7 +33,7 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
         (None, Some(teacher), Some(student)) => of_shapes(teacher, student, args, &screen)?,
         _ => return Err(Error::input("bench needs --config FILE, or --teacher and --student")),
     };
-    out::write(&table(&reports, peak))?;
+    out::write(&if args.json { json_line(&reports) } else { table(&reports, peak) })?;
     Ok(Outcome::Done)
 }
 
@@ -68,7 +69,15 @@ fn of_config(file: &Path, steps: u64, screen: &Screen) -> Result<Timed> {
 
 /// Random tokens through models of the given shapes, every token a target.
 fn of_shapes(teacher: &Path, student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
-    let teacher = LocalTeacher::new(Arc::new(model(teacher, false, screen)?))?;
+    let teacher = LocalTeacher::new(Arc::new(match args.teacher_dtype {
+        Dtype::F32 => model(teacher, false, screen)?,
+        Dtype::Bf16 if teacher.is_dir() => Decoder::load_packed(teacher)?,
+        Dtype::Bf16 => {
+            let config = ModelConfig::read(teacher)?;
+            let weights = fresh_weights(&config, 0)?;
+            Decoder::packed(config, weights)?
+        }
+    }))?;
     let student = model(student, true, screen)?;
     let config = AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
     let mut stepper = Stepper {
@@ -161,15 +170,35 @@ fn gemm_peak() -> f64 {
 
 type Phase = fn(&Phases) -> Duration;
 
+/// The median over the timed steps.
+fn median(reports: &[StepReport], f: impl Fn(&StepReport) -> f64) -> f64 {
+    let mut values: Vec<f64> = reports.iter().map(f).collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn seconds(report: &StepReport) -> f64 {
+    (report.phases.teacher + report.phases.student()).as_secs_f64()
+}
+
+/// For scripts: median seconds of each phase, tokens per second, peak memory.
+fn json_line(timed: &Timed) -> String {
+    let phase = |f: Phase| median(&timed.reports, |r| f(&r.phases).as_secs_f64());
+    let line = json!({
+        "teacher": phase(|p| p.teacher),
+        "forward": phase(|p| p.forward),
+        "head": phase(|p| p.head),
+        "backward": phase(|p| p.backward),
+        "optimizer": phase(|p| p.optimizer),
+        "tokens_per_second": median(&timed.reports, |r| r.input_tokens as f64 / seconds(r)),
+        "peak_rss_bytes": peak_rss_bytes(),
+    });
+    format!("{line}\n")
+}
+
 fn table(timed: &Timed, peak: f64) -> String {
     let reports = &timed.reports;
-    let median = |f: &dyn Fn(&StepReport) -> f64| {
-        let mut values: Vec<f64> = reports.iter().map(f).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-    };
-    let total = |r: &StepReport| (r.phases.teacher + r.phases.student()).as_secs_f64();
-    let step = median(&total);
+    let step = median(reports, seconds);
     let rows: [(&str, Phase, f64); 5] = [
         ("teacher", |p| p.teacher, timed.flops.teacher),
         ("student forward", |p| p.forward, timed.flops.forward),
@@ -186,11 +215,11 @@ fn table(timed: &Timed, peak: f64) -> String {
         out += &format!("{name:<18}{:>10.1}{:>6.0} %{speed}\n", 1e3 * seconds, 100.0 * seconds / step);
     };
     for (name, phase, flops) in rows {
-        line(name, median(&|r| phase(&r.phases).as_secs_f64()), flops);
+        line(name, median(reports, |r| phase(&r.phases).as_secs_f64()), flops);
     }
     let f = &timed.flops;
     line("step", step, f.teacher + f.forward + f.head + f.backward);
-    let tokens = median(&|r| r.input_tokens as f64 / total(r));
+    let tokens = median(reports, |r| r.input_tokens as f64 / seconds(r));
     let memory = peak_rss_bytes().map_or("unknown".into(), |b| Bytes(b).to_string());
     out += &format!(
         "{} tokens/s (median of {} steps), peak memory {memory}, f32 product at its best {:.0} GF/s, {} threads\n",

@@ -27,6 +27,11 @@ pub fn load_model(path: &Path, trainable: bool, screen: &Screen) -> Result<Decod
 /// The frozen teacher of a plan.
 pub fn teacher(plan: &Plan, screen: &Screen) -> Result<Option<LocalTeacher>> {
     let Some(TeacherConfig::Local { path, dtype }) = &plan.config.teacher else { return Ok(None) };
+    load_teacher(path, *dtype, screen).map(Some)
+}
+
+/// Loads a frozen teacher in the dtype it is to be held in.
+pub fn load_teacher(path: &Path, dtype: Dtype, screen: &Screen) -> Result<LocalTeacher> {
     let model = match dtype {
         Dtype::F32 => load_model(path, false, screen)?,
         Dtype::Bf16 => {
@@ -36,7 +41,7 @@ pub fn teacher(plan: &Plan, screen: &Screen) -> Result<Option<LocalTeacher>> {
             model
         }
     };
-    Ok(Some(LocalTeacher::new(Arc::new(model))?))
+    LocalTeacher::new(Arc::new(model))
 }
 
 /// The student of a plan as it is before the first step.

@@ -12,7 +12,7 @@ use super::{Outcome, build, out};
 use crate::checkpoint::atomic;
 use crate::cli::EvalArgs;
 use crate::config::plan::{HeldOut, covers, encoder, model_folder, same_tokenizer};
-use crate::config::{self, ChatTemplate, LossOn, OnBadRecord, RunConfig, TeacherConfig};
+use crate::config::{self, ChatTemplate, Dtype, LossOn, OnBadRecord, RunConfig, TeacherConfig};
 use crate::corpus::{Batch, CorpusIndex, Row, TextTokenizer};
 use crate::device;
 use crate::error::{Error, Result};
@@ -21,11 +21,12 @@ use crate::hub;
 use crate::metrics::Screen;
 use crate::model::Decoder;
 use crate::report::{Column, eval_table};
-use crate::teacher::{LocalTeacher, Teacher};
+use crate::teacher::Teacher;
 
 /// What an evaluation works on: the config's values, over which the flags win.
 struct Request {
     teacher: PathBuf,
+    teacher_dtype: Dtype,
     data: PathBuf,
     max_rows: usize,
     max_length: usize,
@@ -48,6 +49,10 @@ impl Request {
         let data_config = config.as_ref().map(|c| &c.data);
         Ok(Self {
             teacher: teacher.ok_or_else(|| missing("teacher"))?,
+            teacher_dtype: match config.as_ref().and_then(|c| c.teacher.as_ref()) {
+                Some(TeacherConfig::Local { dtype, .. }) => *dtype,
+                None => Dtype::F32,
+            },
             data: data.ok_or_else(|| missing("data"))?,
             max_rows: args.max_rows.or(config.as_ref().map(|c| c.eval.max_rows)).unwrap_or(256),
             max_length: args.max_length.or(data_config.map(|d| d.max_length)).unwrap_or(512),
@@ -97,7 +102,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let index = CorpusIndex::open(std::slice::from_ref(&request.data), request.on_bad_record.into())?;
     let held_out =
         HeldOut::take(Arc::new(index), encoder, request.max_rows).map_err(|e| e.context(request.data.display()))?;
-    let teacher = LocalTeacher::new(Arc::new(build::load_model(&request.teacher, false, &screen)?))?;
+    let teacher = build::load_teacher(&request.teacher, request.teacher_dtype, &screen)?;
     covers(teacher.decoder().config(), &tokenizer, "teacher")?;
     let evaluate = |folder: &Path| -> Result<(Decoder, EvalReport)> {
         let model = build::load_model(folder, false, &screen)?;

@@ -66,7 +66,10 @@ fn model(folder: &Path) -> Result<String> {
         "attention",
         format!("{} heads of {}, {} key-value heads{window}", config.heads, config.head_dim, config.kv_heads),
     );
-    line("rope", format!("theta {}, scaling {:?}", config.rope_theta, config.rope_scaling));
+    line(
+        "rope",
+        format!("theta {}, scaling {}", config.rope_theta, format!("{:?}", config.rope_scaling).to_lowercase()),
+    );
     line("context", format!("{} tokens", Count(config.max_position_embeddings as u64)));
     let head = if config.tied_head { "tied to the embedding" } else { "separate" };
     line("vocabulary", format!("{} rows, head {head}", Count(config.vocab_size as u64)));
@@ -79,7 +82,7 @@ fn model(folder: &Path) -> Result<String> {
     line("parameters", format!("{} ({})", Count(config.parameters() as u64), parts.join(", ")));
     let files = weight_files(folder)?;
     let bytes: u64 = files.iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();
-    line("weights", format!("{} in {} file(s)", Bytes(bytes), files.len()));
+    line("weights", format!("{} in {} file{}", Bytes(bytes), files.len(), if files.len() == 1 { "" } else { "s" }));
     if folder.join(layout::TOKENIZER).is_file() {
         let tokenizer = TextTokenizer::from_dir(folder)?;
         let name = |id: Option<u32>| id.map_or("none".into(), |id| format!("{} ({id})", tokenizer.token(id)));

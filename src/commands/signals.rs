@@ -1,21 +1,37 @@
-//! Ctrl-C and SIGTERM as a flag that training looks at between steps; the second one exits at once.
+//! Ctrl-C and SIGTERM as a flag that training looks at between steps; another one, a moment later, exits at once.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Result};
+use crate::metrics::Screen;
 
-/// The flag that the first signal sets.
-pub fn watch() -> Result<Arc<AtomicBool>> {
+/// Signals closer together than this are one: `timeout` and supervisors signal the process and then its group.
+const ONE_SIGNAL: Duration = Duration::from_secs(1);
+
+/// The flag that the first signal raises.
+pub fn watch(screen: &Screen) -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
-        // In this order: the first signal finds the flag down and raises it, the second finds it up and exits.
-        flag::register_conditional_shutdown(signal, code, stop.clone())
-            .and_then(|_| flag::register(signal, stop.clone()))
-            .map_err(|e| Error::run(format!("cannot watch for signals: {e}")))?;
-    }
+    let mut signals =
+        Signals::new([SIGINT, SIGTERM]).map_err(|e| Error::run(format!("cannot watch for signals: {e}")))?;
+    let (flag, screen) = (stop.clone(), screen.clone());
+    std::thread::spawn(move || {
+        let mut first: Option<Instant> = None;
+        for signal in signals.forever() {
+            match first {
+                None => {
+                    first = Some(Instant::now());
+                    flag.store(true, Ordering::Relaxed);
+                    screen.line("stopping after this step; once more quits without saving");
+                }
+                Some(at) if at.elapsed() < ONE_SIGNAL => {}
+                Some(_) => std::process::exit(128 + signal),
+            }
+        }
+    });
     Ok(stop)
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{Checkpoint, latest_valid, layout};
+use crate::checkpoint::{Checkpoint, RunLock, latest_valid, layout};
 use crate::cli::Resume;
 use crate::config::{self, RunConfig};
 use crate::error::{Error, Result};
@@ -65,6 +65,8 @@ impl Start {
 }
 
 fn latest(run_dir: &Path, screen: &Screen) -> Result<Checkpoint> {
+    // A run that is being written to may only not have come to its first checkpoint yet.
+    drop(RunLock::acquire(run_dir)?);
     let found = latest_valid(run_dir)?;
     for damage in &found.damage {
         screen.line(&format!("warning[checkpoint_damaged]: {damage}; an older one is used"));

@@ -40,7 +40,7 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         out::write(&show_plan::with_estimate(&plan, &screen)?)?;
         return Ok(Outcome::Done);
     }
-    let interrupted = signals::watch()?;
+    let interrupted = signals::watch(&screen)?;
     let start = Start::find(args.resume.as_ref(), &config.output.dir, &config, &screen)?;
     let plan = Plan::new(config, &screen)?;
     show_plan::lines(&plan).iter().for_each(|line| screen.line(line));

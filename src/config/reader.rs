@@ -281,7 +281,8 @@ pub fn absolute(base: &Path, path: &Path) -> PathBuf {
     // `..` means what the file system says it means; what does not exist yet hangs below what does.
     let existing = joined.ancestors().find_map(|folder| Some((folder, folder.canonicalize().ok()?)));
     match existing {
-        Some((folder, real)) => real.join(joined.strip_prefix(folder).unwrap_or(Path::new(""))),
+        // Collected again: joining an empty rest would leave a trailing slash, which no file has.
+        Some((folder, real)) => real.join(joined.strip_prefix(folder).unwrap_or(Path::new(""))).components().collect(),
         None => joined,
     }
 }

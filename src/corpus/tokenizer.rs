@@ -124,6 +124,10 @@ impl TextTokenizer {
 
     /// One token for a message: its text where it is text by itself, else its name in the vocabulary; safe to print.
     pub fn token(&self, id: u32) -> String {
+        // A decoder drops the space before a first word; the piece itself shows it.
+        if let Some(piece) = self.tokenizer.id_to_token(id).filter(|piece| piece.contains('▁')) {
+            return excerpt(&piece.replace('▁', " "));
+        }
         let text = self.tokenizer.decode(&[id], false).ok().filter(|t| !t.is_empty() && !t.contains('\u{fffd}'));
         match text.or_else(|| self.tokenizer.id_to_token(id)) {
             Some(text) => excerpt(&text),

@@ -32,6 +32,12 @@ impl Decoder {
         Self::new(config, weights, trainable)
     }
 
+    /// Freezes `weights` with their matrices in bf16.
+    pub fn packed(config: ModelConfig, weights: Weights) -> Result<Self> {
+        let pack = |(name, tensor)| Ok((name, weights::pack(tensor)?));
+        Self::from_parameters(config, Parameters::frozen(weights.into_iter().map(pack).collect::<Result<_>>()?))
+    }
+
     /// Loads a folder to be frozen, its matrices in bf16.
     pub fn load_packed(folder: &Path) -> Result<Self> {
         let config = ModelConfig::read(folder)?;

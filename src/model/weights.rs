@@ -55,12 +55,17 @@ pub fn load(folder: &Path, config: &ModelConfig) -> Result<Weights> {
 
 /// [`load`] for a frozen model: each matrix is packed in bf16 as soon as it is read, so that no f32 model ever exists.
 pub fn load_packed(folder: &Path, config: &ModelConfig) -> Result<BTreeMap<String, Weight>> {
-    load_each(folder, config, |spec, tensor| match spec.shape[..] {
+    load_each(folder, config, |_, tensor| pack(tensor))
+}
+
+/// A matrix in bf16; anything else as it is.
+pub fn pack(tensor: Tensor) -> Result<Weight> {
+    match *tensor.dims() {
         [outer, inner] => {
             Ok(Weight::Packed(Arc::new(with_f32(&tensor, |values| PackedBf16::new(values, outer, inner))?)))
         }
         _ => Ok(Weight::Dense(tensor)),
-    })
+    }
 }
 
 fn load_each<T: Send>(
@@ -105,8 +110,11 @@ fn open(file: &Path) -> Result<MmapedSafetensors> {
     }
     // SAFETY: the file is mapped read-only; that nobody truncates a model while it is being read is the assumption of
     // every loader that maps files.
-    unsafe { MmapedSafetensors::new(file) }
-        .map_err(|e| Error::input(format!("{} is not a whole safetensors file: {e}", file.display())))
+    unsafe { MmapedSafetensors::new(file) }.map_err(|e| {
+        // Candle names the path too.
+        let cause = e.to_string().replace(&format!("path: {file:?} "), "");
+        Error::input(format!("{} is not a whole safetensors file ({cause}): fetch it again", file.display()))
+    })
 }
 
 /// Compares what is stored with what the model needs; the answer lists every problem, a line each.

@@ -111,3 +111,14 @@ fn a_set_that_cannot_be_read_is_refused() {
     let text = problem(&format!("seed = 3\n{LEAST}"), &["seed.x=3"]);
     assert!(text.contains("seed is an integer, not a section"), "{text}");
 }
+
+#[test]
+fn a_file_reached_through_a_parent_folder_is_that_file() {
+    let place = Place::with(LEAST);
+    std::fs::write(place.path("work/rows.jsonl"), "").unwrap();
+    for spelling in ["../work/rows.jsonl", "../conf/../work/rows.jsonl", "../work/../work/rows.jsonl"] {
+        let train = place.load(&[&format!("data.train={spelling}")]).unwrap().data.train;
+        // As text: to a path a trailing slash is nothing, to the file system it is a folder.
+        assert_eq!(train[0].to_str(), place.path("work/rows.jsonl").canonicalize().unwrap().to_str(), "{spelling}");
+    }
+}

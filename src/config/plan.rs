@@ -289,9 +289,13 @@ impl Models {
                 (cut, from)
             }
         };
-        let own = findings.keep("student tokenizer", tokenizer(dir))?;
+        // A folder that is missing is on the list already, unless only its tokenizer was wanted.
+        if !dir.is_dir() && !findings.0.is_empty() {
+            return None;
+        }
+        let own = findings.keep("the student's tokenizer", tokenizer(dir))?;
         if let Some(path) = teacher_path.filter(|path| *path != dir && path.is_dir())
-            && let Some(theirs) = findings.keep("teacher tokenizer", tokenizer(path))
+            && let Some(theirs) = findings.keep("the teacher's tokenizer", tokenizer(path))
         {
             findings.keep("student", same_tokenizer(&theirs, &own));
         }

@@ -1,8 +1,6 @@
 //! Quantities and how people read them. Every type here is a number with a unit; `Display` is its human form.
 
 use std::fmt;
-use std::iter::Sum;
-use std::ops::{Add, AddAssign};
 use std::time::Duration;
 
 /// A size in bytes, shown in binary units: `512 B`, `1.2 GiB`.
@@ -84,41 +82,6 @@ impl fmt::Display for Rounded {
     }
 }
 
-/// A number of tokens: `1 token`, `1,597 tokens`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Tokens(pub u64);
-
-impl fmt::Display for Tokens {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{} token{}", Count(self.0), if self.0 == 1 { "" } else { "s" }))
-    }
-}
-
-impl From<usize> for Tokens {
-    fn from(n: usize) -> Self {
-        Self(n as u64)
-    }
-}
-
-impl Add for Tokens {
-    type Output = Self;
-    fn add(self, other: Self) -> Self {
-        Self(self.0 + other.0)
-    }
-}
-
-impl AddAssign for Tokens {
-    fn add_assign(&mut self, other: Self) {
-        self.0 += other.0;
-    }
-}
-
-impl Sum for Tokens {
-    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
-        counts.fold(Self(0), Add::add)
-    }
-}
-
 /// Divides by `base` until the value, as it will be printed, is below it. `value` is at least `base`.
 fn scale<'a>(mut value: f64, base: f64, units: &[&'a str]) -> (f64, &'a str) {
     let mut unit = "";
@@ -190,13 +153,6 @@ mod tests {
         assert_eq!(Rounded(134_515_008).to_string(), "135M");
         assert_eq!(Rounded(999_960).to_string(), "1.0M");
         assert_eq!(Rounded(1_711_376_384).to_string(), "1.7B");
-    }
-
-    #[test]
-    fn tokens_sum_and_know_their_plural() {
-        let sum: Tokens = [Tokens(1), Tokens(1596)].into_iter().sum();
-        assert_eq!(sum.to_string(), "1,597 tokens");
-        assert_eq!(Tokens(1).to_string(), "1 token");
     }
 
     #[cfg(target_os = "linux")]

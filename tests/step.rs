@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use distill::corpus::{Batch, Row, RowRef};
-use distill::loss::{ForwardKl, Objective};
+use distill::loss::{ForwardKl, Objective, StudentHead};
 use distill::model::{Decoder, Keep};
-use distill::teacher::LocalTeacher;
+use distill::signal::{Needs, TeacherSignal};
+use distill::teacher::{LocalTeacher, Teacher};
 use distill::train::{AdamW, AdamWConfig, Decay, Schedule, Stepper};
 use serde::Deserialize;
 
@@ -170,6 +171,36 @@ fn running_blocks_again_instead_of_keeping_them_gives_the_same_bits() {
         gradients(&student)
     };
     assert!(run(Keep::Activations) == run(Keep::Inputs));
+}
+
+#[test]
+fn dense_logits_and_hidden_states_with_a_head_teach_the_same() {
+    let teacher = teacher();
+    let e: Expected = json("expected_student.json");
+    let student = Decoder::load(&folder().join("student"), true).unwrap();
+    let batch = Batch::new(&steps()[0]);
+    let n = batch.valid_tokens();
+    let hidden = teacher.signal(&batch, &Needs { full_distribution: true }).unwrap();
+    let vocab_size = hidden.vocab_size();
+    let mut logits = vec![0.0; n * vocab_size];
+    hidden.logits(0, n, &mut logits).unwrap();
+    let dense = TeacherSignal::Dense { logits, vocab_size };
+    let run = |signal: &TeacherSignal| {
+        student.parameters().clear_gradients();
+        let states = student.hidden(&batch).unwrap();
+        let head = student.head().unwrap();
+        let head = StudentHead { weight: head.tensor().unwrap(), grad: head.grad.as_ref() };
+        // Chunks of three: each has to find its own rows of the signal.
+        let mut objective = stepper(&teacher, &student, &e).objective.with_rows_per_chunk(3);
+        let out = objective.run(&states, &head, Some(signal), &batch, n).unwrap();
+        (out.sums, gradients(&student))
+    };
+    let ((a, ga), (b, gb)) = (run(&hidden), run(&dense));
+    close(a.divergence.unwrap(), b.divergence.unwrap(), 1e-6, "divergence");
+    for ((name, a), (_, b)) in ga.iter().zip(&gb) {
+        let largest = a.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-5 * largest), "{name}");
+    }
 }
 
 #[test]

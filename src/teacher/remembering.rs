@@ -44,7 +44,7 @@ impl Teacher for RememberingTeacher<'_> {
 
     fn signal(&self, batch: &Batch, needs: &Needs) -> Result<TeacherSignal> {
         let key: Key = batch.rows.iter().map(|row| row.digest).collect();
-        let mut known = self.known.lock().expect("nothing panics while it holds this lock");
+        let mut known = self.known.lock().expect("the teacher panicked while it was asked");
         if let Some((states, head)) = known.states.get(&key) {
             return Ok(TeacherSignal::Hidden { states: states.clone(), head: head.clone() });
         }

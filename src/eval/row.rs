@@ -58,9 +58,14 @@ fn compare(teacher: LogitRow<'_>, student: LogitRow<'_>, label: usize) -> Compar
         reverse_kl: ForwardKl.row(inside, teacher, None),
         top1: p_top[0] == q_top[0],
         top5: p_top.iter().filter(|i| q_top.contains(i)).count() as f64 / p_top.len() as f64,
-        acceptance: math::vectorize(|| {
-            math::sum_by(shared, |i| math::exp(teacher.log_probability(i).min(student.log_probability(i))))
-        }),
+        acceptance: math::vectorize(
+            #[inline(always)]
+            || {
+                math::sum_of([teacher.logits, &student.logits[..shared]], |[y, z]| {
+                    math::exp(teacher.log_probability_of(y).min(student.log_probability_of(z)))
+                })
+            },
+        ),
         mass_outside: (student.logits.len() > shared)
             .then(|| 1.0 - ((inside.log_sum_exp - student.log_sum_exp) as f64).exp()),
         teacher_nll: -log_p(label),
@@ -71,7 +76,10 @@ fn compare(teacher: LogitRow<'_>, student: LogitRow<'_>, label: usize) -> Compar
 
 /// The index of the largest logit; the lowest on ties.
 pub fn argmax(logits: &[f32]) -> usize {
-    let largest = math::vectorize(|| math::max(logits));
+    let largest = math::vectorize(
+        #[inline(always)]
+        || math::max(logits),
+    );
     logits.iter().position(|&x| x == largest).unwrap_or(0)
 }
 

@@ -112,19 +112,22 @@ impl AttentionShape {
                 head(v, k_rows.clone(), self.kv_heads, d, kv),
             );
             matmul_serial(qh, kh.t(), MatMut::new(&mut scores, rows, keys), self.scale(), false);
-            math::vectorize(|| {
-                for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-                    let seen = shift_back(self.visible(span, block.queries.start + i), block.keys.start);
-                    row[..seen.start].fill(0.0);
-                    row[seen.end..].fill(0.0);
-                    let row = &mut row[seen];
-                    let total = math::log_sum_exp(row, 1.0);
-                    for x in row.iter_mut() {
-                        *x = math::exp(*x - total);
+            math::vectorize(
+                #[inline(always)]
+                || {
+                    for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
+                        let seen = shift_back(self.visible(span, block.queries.start + i), block.keys.start);
+                        row[..seen.start].fill(0.0);
+                        row[seen.end..].fill(0.0);
+                        let row = &mut row[seen];
+                        let total = math::log_sum_exp(row, 1.0);
+                        for x in row.iter_mut() {
+                            *x = math::exp(*x - total);
+                        }
+                        lse[i * self.heads + h] = total;
                     }
-                    lse[i * self.heads + h] = total;
-                }
-            });
+                },
+            );
             let out = MatMut::strided(&mut out[h * d..], rows, d, self.heads * d);
             matmul_serial(Mat::new(&scores, rows, keys), vh, out, 1.0, false);
         }
@@ -149,25 +152,28 @@ impl AttentionShape {
                 let doh = head(saved.dout, q_rows.clone(), self.heads, d, h);
                 matmul_serial(qh, kh.t(), MatMut::new(&mut p, rows, keys), self.scale(), false);
                 matmul_serial(doh, vh.t(), MatMut::new(&mut ds, rows, keys), 1.0, false);
-                math::vectorize(|| {
-                    for i in 0..rows {
-                        let seen = shift_back(self.visible(span, block.queries.start + i), block.keys.start);
-                        let row = q_rows.start + i;
-                        let at = (row * self.heads + h) * d;
-                        let (o, dout) = (&saved.out[at..at + d], &saved.dout[at..at + d]);
-                        let delta = math::sum_by(d, |j| o[j] * dout[j]) as f32;
-                        let lse = saved.lse[row * self.heads + h];
-                        let (p, ds) = (&mut p[i * keys..][..keys], &mut ds[i * keys..][..keys]);
-                        p[..seen.start].fill(0.0);
-                        p[seen.end..].fill(0.0);
-                        for x in p[seen].iter_mut() {
-                            *x = math::exp(*x - lse);
+                math::vectorize(
+                    #[inline(always)]
+                    || {
+                        for i in 0..rows {
+                            let seen = shift_back(self.visible(span, block.queries.start + i), block.keys.start);
+                            let row = q_rows.start + i;
+                            let at = (row * self.heads + h) * d;
+                            let (o, dout) = (&saved.out[at..at + d], &saved.dout[at..at + d]);
+                            let delta = math::sum_of([o, dout], |[o, dout]| o * dout) as f32;
+                            let lse = saved.lse[row * self.heads + h];
+                            let (p, ds) = (&mut p[i * keys..][..keys], &mut ds[i * keys..][..keys]);
+                            p[..seen.start].fill(0.0);
+                            p[seen.end..].fill(0.0);
+                            for x in p[seen].iter_mut() {
+                                *x = math::exp(*x - lse);
+                            }
+                            for (ds, p) in ds.iter_mut().zip(p.iter()) {
+                                *ds = p * (*ds - delta) * self.scale();
+                            }
                         }
-                        for (ds, p) in ds.iter_mut().zip(p.iter()) {
-                            *ds = p * (*ds - delta) * self.scale();
-                        }
-                    }
-                });
+                    },
+                );
                 let (p, ds) = (Mat::new(&p, rows, keys), Mat::new(&ds, rows, keys));
                 let columns = block.keys.start * d;
                 matmul_serial(p.t(), doh, MatMut::new(&mut dv[columns..], keys, d), 1.0, true);

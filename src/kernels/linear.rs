@@ -120,12 +120,15 @@ pub(super) fn add_column_sums(rows: &[f32], sums: &mut [f32]) {
     let width = sums.len();
     let block = rows_per_task(width, rows.len() / width.max(1)).max(16);
     sums.par_chunks_mut(block).enumerate().for_each(|(b, sums)| {
-        math::vectorize(|| {
-            for row in rows.chunks_exact(width) {
-                for (sum, x) in sums.iter_mut().zip(&row[b * block..]) {
-                    *sum += x;
+        math::vectorize(
+            #[inline(always)]
+            || {
+                for row in rows.chunks_exact(width) {
+                    for (sum, x) in sums.iter_mut().zip(&row[b * block..]) {
+                        *sum += x;
+                    }
                 }
-            }
-        })
+            },
+        )
     });
 }

@@ -1,17 +1,13 @@
 //! Vectorised row arithmetic: exponentials and reductions that the loss and attention rows share.
 //!
-//! Plain loops over fixed lanes, compiled for the widest instruction set of the machine through `pulp`'s dispatch.
+//! Plain loops over fixed lanes without bounds checks, which compilers turn into vector code inside [`vectorize`].
+
+pub use super::simd::vectorize;
 
 const LANES: usize = 32;
 
 /// Elements summed in f32 before they are added in f64: a vocabulary of 262,144 still sums to f64 accuracy.
 const BLOCK: usize = 4096;
-
-/// Runs `f` compiled for the widest vector instructions this CPU has. `f` must be `#[inline(always)]` all the way down.
-#[inline(always)]
-pub fn vectorize<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
-}
 
 /// e^x to about 1e-7 relative; 0 below −87 (so −∞ gives exactly 0), and no larger than e^88 above.
 /// Cephes' range reduction and polynomial, in a form that compilers vectorise.
@@ -33,51 +29,65 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { y * scale }
 }
 
-/// Folds `f(i, element)` over a row in fixed lanes, then the lanes into an f64.
+/// Σ f of the rows' elements side by side: each lane sums in f32, lanes and blocks in f64. Rows are of one length.
 #[inline(always)]
-pub fn sum_by(len: usize, f: impl Fn(usize) -> f32) -> f64 {
+pub fn sum_of<const N: usize>(rows: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f64 {
+    let len = rows[0].len();
+    let rows = rows.map(|row| &row[..len]);
     let mut total = 0.0f64;
     let mut start = 0;
     while start < len {
-        let end = (start + BLOCK).min(len);
+        let end = len.min(start + BLOCK);
+        let whole = start + (end - start) / LANES * LANES;
         let mut lanes = [0.0f32; LANES];
-        let mut i = start;
-        while i + LANES <= end {
-            for (l, lane) in lanes.iter_mut().enumerate() {
-                *lane += f(i + l);
+        for at in (start..whole).step_by(LANES) {
+            let lane_rows = rows.map(|row| lanes_at(row, at));
+            for l in 0..LANES {
+                lanes[l] += f(lane_rows.map(|row| row[l]));
             }
-            i += LANES;
         }
         total += lanes.iter().map(|&x| x as f64).sum::<f64>();
-        while i < end {
-            total += f(i) as f64;
-            i += 1;
+        for i in whole..end {
+            total += f(rows.map(|row| row[i])) as f64;
         }
         start = end;
     }
     total
 }
 
-/// [`sum_by`] of an `f` that also changes `out[i]`.
+/// [`sum_of`] with an `f` that also changes `out`, which is as long as the rows.
 #[inline(always)]
-pub fn sum_into(out: &mut [f32], f: impl Fn(usize, &mut f32) -> f32) -> f64 {
+pub fn sum_into<const N: usize>(out: &mut [f32], rows: [&[f32]; N], f: impl Fn(&mut f32, [f32; N]) -> f32) -> f64 {
+    let len = out.len();
+    let rows = rows.map(|row| &row[..len]);
     let mut total = 0.0f64;
-    for (b, block) in out.chunks_mut(BLOCK).enumerate() {
-        let start = b * BLOCK;
-        let whole = block.len() / LANES * LANES;
-        let (lanes_part, rest) = block.split_at_mut(whole);
+    let mut start = 0;
+    while start < len {
+        let end = len.min(start + BLOCK);
+        let whole = start + (end - start) / LANES * LANES;
         let mut lanes = [0.0f32; LANES];
-        for (c, chunk) in lanes_part.chunks_exact_mut(LANES).enumerate() {
-            for (l, (lane, x)) in lanes.iter_mut().zip(chunk).enumerate() {
-                *lane += f(start + c * LANES + l, x);
+        for at in (start..whole).step_by(LANES) {
+            let lane_rows = rows.map(|row| lanes_at(row, at));
+            let Ok(out) = <&mut [f32; LANES]>::try_from(&mut out[at..at + LANES]) else { unreachable!() };
+            for l in 0..LANES {
+                lanes[l] += f(&mut out[l], lane_rows.map(|row| row[l]));
             }
         }
         total += lanes.iter().map(|&x| x as f64).sum::<f64>();
-        for (i, x) in rest.iter_mut().enumerate() {
-            total += f(start + whole + i, x) as f64;
+        for i in whole..end {
+            total += f(&mut out[i], rows.map(|row| row[i])) as f64;
         }
+        start = end;
     }
     total
+}
+
+#[inline(always)]
+fn lanes_at(row: &[f32], at: usize) -> &[f32; LANES] {
+    match row[at..at + LANES].try_into() {
+        Ok(lanes) => lanes,
+        Err(_) => unreachable!(),
+    }
 }
 
 /// The largest element; −∞ for an empty row. NaN elements are passed over.
@@ -102,7 +112,7 @@ pub fn log_sum_exp(row: &[f32], scale: f32) -> f32 {
         return m;
     }
     // The maximum passes a NaN over, the sum does not.
-    let sum = sum_by(row.len(), |i| exp(row[i] * scale - m));
+    let sum = sum_of([row], |[x]| exp(x * scale - m));
     (m as f64 + sum.ln()) as f32
 }
 

@@ -12,6 +12,7 @@ mod packed;
 mod rms_norm;
 mod rope;
 mod seed;
+mod simd;
 mod storage;
 mod swiglu;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use packed::PackedBf16;
 pub use rms_norm::RmsNorm;
 pub use rope::Rope;
 pub use seed::backward_from;
+pub use simd::Simd;
 pub use storage::{overwrite, with_f32};
 pub use swiglu::SwiGlu;
 

@@ -24,7 +24,7 @@ impl RmsNorm {
 
 #[inline(always)]
 fn reciprocal_rms(x: &[f32], epsilon: f64) -> f32 {
-    let mean = math::sum_by(x.len(), |i| x[i] * x[i]) / x.len() as f64;
+    let mean = math::sum_of([x], |[x]| x * x) / x.len() as f64;
     (1.0 / (mean + epsilon).sqrt()) as f32
 }
 
@@ -40,14 +40,17 @@ impl CustomOp1 for RmsNorm {
         let task = rows_per_task(x.len() / width, width) * width;
         with_f32(&self.weight, |weight| {
             y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| {
-                math::vectorize(|| {
-                    for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                        let r = reciprocal_rms(x, self.epsilon);
-                        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-                            *y = x * r * w;
+                math::vectorize(
+                    #[inline(always)]
+                    || {
+                        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                            let r = reciprocal_rms(x, self.epsilon);
+                            for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+                                *y = x * r * w;
+                            }
                         }
-                    }
-                })
+                    },
+                )
             });
         })?;
         Ok((CpuStorage::F32(y), layout.shape().clone()))
@@ -66,23 +69,27 @@ impl CustomOp1 for RmsNorm {
             with_f32(&dy, |dy| {
                 with_f32(&self.weight, |weight| {
                     let rows = |dx: &mut [f32], x: &[f32], dy: &[f32], mut products: Option<&mut [f32]>| {
-                        math::vectorize(|| {
-                            for (i, dx) in dx.chunks_exact_mut(width).enumerate() {
-                                let (x, dy) = (&x[i * width..][..width], &dy[i * width..][..width]);
-                                let r = reciprocal_rms(x, self.epsilon);
-                                let dot = math::sum_by(width, |i| dy[i] * weight[i] * x[i]);
-                                let pull = (dot * (r as f64).powi(3) / width as f64) as f32;
-                                for i in 0..width {
-                                    dx[i] = dy[i] * weight[i] * r - x[i] * pull;
-                                }
-                                if let Some(products) = products.as_deref_mut() {
-                                    for (p, (x, dy)) in products[i * width..][..width].iter_mut().zip(x.iter().zip(dy))
-                                    {
-                                        *p = x * r * dy;
+                        math::vectorize(
+                            #[inline(always)]
+                            || {
+                                for (i, dx) in dx.chunks_exact_mut(width).enumerate() {
+                                    let (x, dy) = (&x[i * width..][..width], &dy[i * width..][..width]);
+                                    let r = reciprocal_rms(x, self.epsilon);
+                                    let dot = math::sum_of([dy, weight, x], |[dy, w, x]| dy * w * x);
+                                    let pull = (dot * (r as f64).powi(3) / width as f64) as f32;
+                                    for (dx, ((dy, w), x)) in dx.iter_mut().zip(dy.iter().zip(weight).zip(x)) {
+                                        *dx = dy * w * r - x * pull;
+                                    }
+                                    if let Some(products) = products.as_deref_mut() {
+                                        for (p, (x, dy)) in
+                                            products[i * width..][..width].iter_mut().zip(x.iter().zip(dy))
+                                        {
+                                            *p = x * r * dy;
+                                        }
                                     }
                                 }
-                            }
-                        })
+                            },
+                        )
                     };
                     let inputs = x.par_chunks(task).zip(dy.par_chunks(task));
                     if learns {

@@ -45,20 +45,23 @@ impl CustomOp1 for Rope {
         let mut y = vec![0.0f32; x.len()];
         let task = rows_per_task(rows, width);
         y.par_chunks_mut(task * width).zip(x.par_chunks(task * width)).enumerate().for_each(|(t, (y, x))| {
-            math::vectorize(|| {
-                for (i, (y, x)) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
-                    let angles = (t * task + i) * half;
-                    let (cos, sin) = (&self.cos[angles..angles + half], &self.sin[angles..angles + half]);
-                    for (y, x) in y.chunks_exact_mut(self.head_dim).zip(x.chunks_exact(self.head_dim)) {
-                        let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
-                        for j in 0..half {
-                            let s = sin[j] * self.direction;
-                            y1[j] = x1[j] * cos[j] - x2[j] * s;
-                            y2[j] = x2[j] * cos[j] + x1[j] * s;
+            math::vectorize(
+                #[inline(always)]
+                || {
+                    for (i, (y, x)) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
+                        let angles = (t * task + i) * half;
+                        let (cos, sin) = (&self.cos[angles..angles + half], &self.sin[angles..angles + half]);
+                        for (y, x) in y.chunks_exact_mut(self.head_dim).zip(x.chunks_exact(self.head_dim)) {
+                            let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
+                            for j in 0..half {
+                                let s = sin[j] * self.direction;
+                                y1[j] = x1[j] * cos[j] - x2[j] * s;
+                                y2[j] = x2[j] * cos[j] + x1[j] * s;
+                            }
                         }
                     }
-                }
-            })
+                },
+            )
         });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }

@@ -33,11 +33,14 @@ impl CustomOp2 for SwiGlu {
         let (gate, up) = (slice(s1, l1)?, slice(s2, l2)?);
         let mut y = vec![0.0f32; gate.len()];
         y.par_chunks_mut(TASK).zip(gate.par_chunks(TASK)).zip(up.par_chunks(TASK)).for_each(|((y, gate), up)| {
-            math::vectorize(|| {
-                for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
-                    *y = g * sigmoid(g) * u;
-                }
-            })
+            math::vectorize(
+                #[inline(always)]
+                || {
+                    for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
+                        *y = g * sigmoid(g) * u;
+                    }
+                },
+            )
         });
         Ok((CpuStorage::F32(y), l1.shape().clone()))
     }
@@ -52,13 +55,17 @@ impl CustomOp2 for SwiGlu {
                     let outputs = dgate.par_chunks_mut(TASK).zip(dup.par_chunks_mut(TASK));
                     let inputs = gate.par_chunks(TASK).zip(up.par_chunks(TASK)).zip(dy.par_chunks(TASK));
                     outputs.zip(inputs).for_each(|((dgate, dup), ((gate, up), dy))| {
-                        math::vectorize(|| {
-                            for i in 0..gate.len() {
-                                let s = sigmoid(gate[i]);
-                                dup[i] = dy[i] * gate[i] * s;
-                                dgate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
-                            }
-                        })
+                        math::vectorize(
+                            #[inline(always)]
+                            || {
+                                let inputs = gate.iter().zip(up).zip(dy);
+                                for ((dgate, dup), ((g, u), dy)) in dgate.iter_mut().zip(dup).zip(inputs) {
+                                    let s = sigmoid(*g);
+                                    *dup = dy * g * s;
+                                    *dgate = dy * u * s * (1.0 + g * (1.0 - s));
+                                }
+                            },
+                        )
                     });
                 })
             })

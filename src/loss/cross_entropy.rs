@@ -7,11 +7,14 @@ use crate::kernels::math;
 /// `student` must be at temperature 1.
 pub fn cross_entropy_row(student: LogitRow<'_>, label: u32, gradient: Option<(&mut [f32], f32)>) -> f64 {
     if let Some((gradient, scale)) = gradient {
-        math::vectorize(|| {
-            for (i, g) in gradient.iter_mut().enumerate() {
-                *g += scale * math::exp(student.log_probability(i));
-            }
-        });
+        math::vectorize(
+            #[inline(always)]
+            || {
+                for (g, &z) in gradient.iter_mut().zip(student.logits) {
+                    *g += scale * math::exp(student.log_probability_of(z));
+                }
+            },
+        );
         gradient[label as usize] -= scale;
     }
     -(student.log_probability(label as usize) as f64)

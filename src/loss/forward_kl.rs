@@ -19,25 +19,31 @@ impl Divergence for ForwardKl {
 
     /// ∂D/∂z = (q − p) / T.
     fn row(&self, teacher: LogitRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64 {
-        math::vectorize(|| {
-            let shared = teacher.logits.len();
-            let term = |i: usize| {
-                let (log_p, log_q) = (teacher.log_probability(i), student.log_probability(i));
-                let p = math::exp(log_p);
-                // 0 · log 0 = 0: log p may be −∞ here.
-                (p, log_q, if p > 0.0 { p * (log_p - log_q) } else { 0.0 })
-            };
-            let Some((gradient, scale)) = gradient else { return math::sum_by(shared, |i| term(i).2) };
-            let scale = scale * student.inverse_temperature;
-            let (inside, outside) = gradient.split_at_mut(shared);
-            for (i, g) in outside.iter_mut().enumerate() {
-                *g += scale * math::exp(student.log_probability(shared + i));
-            }
-            math::sum_into(inside, |i, g| {
-                let (p, log_q, term) = term(i);
-                *g += scale * (math::exp(log_q) - p);
-                term
-            })
-        })
+        math::vectorize(
+            #[inline(always)]
+            || {
+                let shared = teacher.logits.len();
+                let (inside, outside) = student.logits.split_at(shared);
+                let term = |y: f32, z: f32| {
+                    let (log_p, log_q) = (teacher.log_probability_of(y), student.log_probability_of(z));
+                    let p = math::exp(log_p);
+                    // 0 · log 0 = 0: log p may be −∞ here.
+                    (p, log_q, if p > 0.0 { p * (log_p - log_q) } else { 0.0 })
+                };
+                let Some((gradient, scale)) = gradient else {
+                    return math::sum_of([teacher.logits, inside], |[y, z]| term(y, z).2);
+                };
+                let scale = scale * student.inverse_temperature;
+                let (gradient, beyond) = gradient.split_at_mut(shared);
+                for (g, &z) in beyond.iter_mut().zip(outside) {
+                    *g += scale * math::exp(student.log_probability_of(z));
+                }
+                math::sum_into(gradient, [teacher.logits, inside], |g, [y, z]| {
+                    let (p, log_q, term) = term(y, z);
+                    *g += scale * (math::exp(log_q) - p);
+                    term
+                })
+            },
+        )
     }
 }

@@ -16,14 +16,23 @@ pub struct LogitRow<'a> {
 impl<'a> LogitRow<'a> {
     /// `inverse_temperature`: 1 / T.
     pub fn new(logits: &'a [f32], inverse_temperature: f32) -> Self {
-        let log_sum_exp = math::vectorize(|| math::log_sum_exp(logits, inverse_temperature));
+        let log_sum_exp = math::vectorize(
+            #[inline(always)]
+            || math::log_sum_exp(logits, inverse_temperature),
+        );
         Self { logits, inverse_temperature, log_sum_exp }
     }
 
     /// log softmax(z / T) of token `i`, in nats.
     #[inline(always)]
     pub fn log_probability(&self, i: usize) -> f32 {
-        self.logits[i] * self.inverse_temperature - self.log_sum_exp
+        self.log_probability_of(self.logits[i])
+    }
+
+    /// log softmax of a token with logit z, in nats.
+    #[inline(always)]
+    pub fn log_probability_of(&self, z: f32) -> f32 {
+        z * self.inverse_temperature - self.log_sum_exp
     }
 }
 

@@ -7,7 +7,12 @@ use rayon::prelude::*;
 /// √Σ g² over all gradients. Fixed blocks are summed in name order, so the result does not depend on the thread count.
 pub fn global_norm(parameters: &Parameters) -> f64 {
     const BLOCK: usize = 1 << 16;
-    let square = |block: &[f32]| math::vectorize(|| math::sum_by(block.len(), |i| block[i] * block[i]));
+    let square = |block: &[f32]| {
+        math::vectorize(
+            #[inline(always)]
+            || math::sum_of([block], |[x]| x * x),
+        )
+    };
     let of_parameter = |gradient: &[f32]| gradient.par_chunks(BLOCK).map(square).collect::<Vec<f64>>().iter().sum();
     parameters
         .iter()

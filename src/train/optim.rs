@@ -81,14 +81,17 @@ impl AdamW {
                 let state = first.par_chunks_mut(BLOCK).zip(second.par_chunks_mut(BLOCK));
                 let blocks = weights.par_chunks_mut(BLOCK).zip(gradient.par_chunks(BLOCK)).zip(state);
                 blocks.for_each(|((w, g), (m, v))| {
-                    math::vectorize(|| {
-                        for i in 0..w.len() {
-                            let g = g[i] * scale;
-                            m[i] = b1 * m[i] + (1.0 - b1) * g;
-                            v[i] = b2 * v[i] + (1.0 - b2) * g * g;
-                            w[i] = w[i] * keep - step_size * m[i] / (v[i].sqrt() * inverse_correction2 + epsilon);
-                        }
-                    })
+                    math::vectorize(
+                        #[inline(always)]
+                        || {
+                            for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
+                                let g = g * scale;
+                                *m = b1 * *m + (1.0 - b1) * g;
+                                *v = b2 * *v + (1.0 - b2) * g * g;
+                                *w = *w * keep - step_size * *m / (v.sqrt() * inverse_correction2 + epsilon);
+                            }
+                        },
+                    )
                 });
             })?;
         }

@@ -4,13 +4,12 @@
 //! shows here, a regression of a step in `distill bench`.
 
 use std::hint::black_box;
-use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use distill::kernels::{
-    Attention, AttentionShape, GradSlot, Linear, Mat, MatMut, PackedBf16, RmsNorm, Span, SwiGlu, Weight, add_rows,
-    backward_from, gather_rows, matmul,
+    AttentionShape, GradSlot, Linear, Mat, MatMut, Panels, Precision, RmsNorm, Span, Weight, add_rows, gather_rows,
+    matmul, swiglu, swiglu_backward,
 };
 use distill::loss::{Divergence, ForwardKl, LogitRow};
 
@@ -24,27 +23,51 @@ fn tensor(rows: usize, cols: usize) -> Tensor {
     Tensor::from_vec(noise(rows * cols), (rows, cols), &Device::Cpu).unwrap()
 }
 
-/// Forward, and forward with backward, of an op on one input.
-fn both(group: &mut BenchmarkGroup<WallTime>, name: &str, x: &Tensor, op: impl Fn(&Tensor) -> Tensor) {
-    group.bench_function(format!("{name}/forward"), |b| b.iter(|| black_box(op(x))));
-    let x = Var::from_tensor(x).unwrap();
-    let d_y = op(&x).ones_like().unwrap();
-    group.bench_function(format!("{name}/forward and backward"), |b| {
-        b.iter(|| black_box(backward_from(&op(&x), &d_y).unwrap()))
-    });
+/// Forward and backward of an op, apart.
+fn both<S>(
+    group: &mut BenchmarkGroup<WallTime>,
+    name: &str,
+    forward: impl Fn() -> (Tensor, S),
+    backward: impl Fn(&Tensor, &S, &Tensor),
+) {
+    group.bench_function(format!("{name}/forward"), |b| b.iter(|| black_box(forward())));
+    let (y, saved) = forward();
+    let dy = y.ones_like().unwrap();
+    group.bench_function(format!("{name}/backward"), |b| b.iter(|| backward(&y, &saved, &dy)));
 }
 
 fn products(c: &mut Criterion) {
     let mut group = c.benchmark_group("product");
-    // rows, inner, outer: a teacher's projection, its MLP, a student's MLP, the head on a chunk, the head's gradients.
-    for (m, k, n) in [(512, 576, 576), (512, 576, 1536), (512, 1536, 576), (512, 384, 1024), (256, 384, 49_152)] {
+    // rows, inner, outer: a teacher's projections, a student's MLP, the head on a chunk.
+    for (m, k, n) in
+        [(512, 576, 192), (512, 576, 576), (512, 576, 1536), (512, 1536, 576), (512, 384, 1024), (256, 384, 49_152)]
+    {
         group.throughput(Throughput::Elements(2 * (m * k * n) as u64));
         let (x, w, mut y) = (noise(m * k), noise(n * k), vec![0.0f32; m * n]);
-        group.bench_function(format!("f32 {m}x{k}x{n}"), |b| {
-            b.iter(|| matmul(Mat::new(&x, m, k), Mat::new(&w, n, k).t(), MatMut::new(&mut y, m, n), 1.0, false))
+        for precision in [Precision::F32, Precision::Bf16] {
+            let name = format!("{precision:?} {m}x{k}x{n}");
+            group.bench_function(&name, |b| {
+                b.iter(|| {
+                    matmul(Mat::new(&x, m, k), Mat::new(&w, n, k).t(), MatMut::new(&mut y, m, n), precision, false)
+                })
+            });
+            let packed = Panels::new(Mat::new(&w, n, k), precision);
+            group.bench_function(format!("{name} packed"), |b| b.iter(|| packed.project(&x, &mut y, false)));
+        }
+    }
+    // The head's two gradients on a chunk: of the hidden states, and of the weight.
+    let (m, k, n) = (256, 49_152, 384);
+    group.throughput(Throughput::Elements(2 * (m * k * n) as u64));
+    let (d_logits, w, hidden) = (noise(m * k), noise(k * n), noise(m * n));
+    let (mut d_hidden, mut d_weight) = (vec![0.0f32; m * n], vec![0.0f32; k * n]);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let (d_logits, w, hidden) = (Mat::new(&d_logits, m, k), Mat::new(&w, k, n), Mat::new(&hidden, m, n));
+        group.bench_function(format!("{precision:?} d_hidden"), |b| {
+            b.iter(|| matmul(d_logits, w, MatMut::new(&mut d_hidden, m, n), precision, false))
         });
-        let packed = PackedBf16::new(&w, n, k);
-        group.bench_function(format!("bf16 {m}x{k}x{n}"), |b| b.iter(|| packed.project(&x, &mut y, false)));
+        group.bench_function(format!("{precision:?} d_weight"), |b| {
+            b.iter(|| matmul(d_logits.t(), hidden, MatMut::new(&mut d_weight, k, n), precision, true))
+        });
     }
 }
 
@@ -56,23 +79,33 @@ fn block(c: &mut Criterion) {
         group.throughput(Throughput::Elements((TOKENS * width) as u64));
         let weight = Tensor::ones(width, candle_core::DType::F32, &Device::Cpu).unwrap();
         let norm = RmsNorm { weight, epsilon: 1e-5, weight_grad: slot(width) };
-        both(&mut group, &format!("rms_norm {width}"), &x, |x| norm.forward(x).unwrap());
+        let forward = || (norm.forward(&x).unwrap(), ());
+        both(&mut group, &format!("rms_norm {width}"), forward, |_, _, dy| {
+            norm.backward(&x, dy, None).unwrap();
+        });
         let outer = width * 8 / 3;
-        let (w, weight_grad) = (Weight::Dense(tensor(outer, width)), slot(outer * width));
-        let linear = Linear { weight: w, bias: None, weight_grad, bias_grad: None };
-        both(&mut group, &format!("linear {width} to {outer}"), &x, |x| linear.forward(x).unwrap());
+        for precision in [Precision::F32, Precision::Bf16] {
+            let (weight, weight_grad) = (Weight::Dense(tensor(outer, width)), slot(outer * width));
+            let linear = Linear { weight, bias: None, weight_grad, bias_grad: None };
+            let forward = || (linear.forward(&x, precision).unwrap(), ());
+            both(&mut group, &format!("linear {precision:?} {width} to {outer}"), forward, |_, _, dy| {
+                linear.backward(&x, dy, None, precision).unwrap();
+            });
+        }
         let (gate, up) = (tensor(TOKENS, outer), tensor(TOKENS, outer));
-        both(&mut group, &format!("swiglu {outer}"), &gate, |x| SwiGlu.forward(x, &up).unwrap());
+        let forward = || (swiglu(&gate, &up).unwrap(), ());
+        both(&mut group, &format!("swiglu {outer}"), forward, |_, _, dy| {
+            swiglu_backward(&gate, &up, dy).unwrap();
+        });
         let heads = width / 64;
         let shape = AttentionShape { heads, kv_heads: heads / 3, head_dim: 64, window: None };
+        let (k, v) = (tensor(TOKENS, heads / 3 * 64), tensor(TOKENS, heads / 3 * 64));
         for length in [256, 512] {
-            let spans: Vec<Span> = (0..TOKENS / length)
-                .map(|r| Span { q: r * length..(r + 1) * length, k: r * length..(r + 1) * length })
-                .collect();
-            let spans = Arc::new(spans);
-            let (k, v) = (tensor(TOKENS, heads / 3 * 64), tensor(TOKENS, heads / 3 * 64));
-            both(&mut group, &format!("attention {heads} heads, rows of {length}"), &x, |q| {
-                Attention::new(shape, spans.clone()).forward(q, &k, &v).unwrap()
+            let rows = (0..TOKENS).step_by(length).map(|start| start..start + length);
+            let spans: Vec<Span> = rows.map(|row| Span { q: row.clone(), k: row }).collect();
+            let forward = || shape.forward(&spans, &x, &k, &v).unwrap();
+            both(&mut group, &format!("attention {heads} heads, rows of {length}"), forward, |y, lse, dy| {
+                shape.backward(&spans, (&x, &k, &v), (y, lse), dy).unwrap();
             });
         }
     }

@@ -150,26 +150,33 @@ pub struct GenerateArgs {
 #[command(after_help = "\
 Examples:
   distill bench --config run.toml
-  distill bench --teacher big/config.json --student small/config.json --batch 2 --length 256")]
+  distill bench --teacher big/config.json --student small/config.json --batch 2 --length 256
+  distill bench --top-k 64 --student small/config.json")]
 pub struct BenchArgs {
     /// Time the first steps of this run
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["teacher", "student"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["teacher", "student", "top_k"])]
     pub config: Option<PathBuf>,
     /// Instead of a run: a model folder, or a config.json for random weights in its shape
-    #[arg(long, value_name = "PATH", required_unless_present = "config", requires = "student")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["config", "top_k"], requires = "student")]
     pub teacher: Option<PathBuf>,
+    /// Instead of a teacher: K random tokens per target stand in for what a cache would have stored
+    #[arg(long, value_name = "K", conflicts_with = "teacher", requires = "student", value_parser = at_least::<1>)]
+    pub top_k: Option<usize>,
     /// The student, as the teacher
-    #[arg(long, value_name = "PATH", requires = "teacher")]
+    #[arg(long, value_name = "PATH")]
     pub student: Option<PathBuf>,
-    /// Rows per step, with --teacher and --student
+    /// Rows per step, without --config
     #[arg(long, value_name = "N", default_value = "2", value_parser = at_least::<1>)]
     pub batch: usize,
-    /// Tokens per row, with --teacher and --student
+    /// Tokens per row, without --config
     #[arg(long, value_name = "N", default_value = "256", value_parser = at_least::<2>)]
     pub length: usize,
     /// How the teacher's weights are held, with --teacher
     #[arg(long, value_name = "f32|bf16", default_value = "f32", hide_possible_values = true, value_parser = words::<Dtype>())]
     pub teacher_dtype: Dtype,
+    /// What the student's products are rounded to, with --student
+    #[arg(long, value_name = "f32|bf16", default_value = "f32", hide_possible_values = true, value_parser = words::<Dtype>())]
+    pub dtype: Dtype,
     /// Print one JSON line instead of the table
     #[arg(long)]
     pub json: bool,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::error::Result;
-use crate::kernels::{Mat, MatMut, PackedBf16, matmul, with_f32};
+use crate::kernels::{Precision, Weight, with_f32};
 
 /// Projects hidden states to logits. How the weight is held (dense, packed, quantised) is the implementor's affair.
 pub trait Head: Send + Sync {
@@ -19,10 +19,10 @@ pub trait Head: Send + Sync {
     fn project(&self, hidden: &[f32], logits: &mut [f32]) -> Result<()>;
 }
 
-/// An f32 weight `[V, D]`.
-pub struct DenseHead(pub Tensor);
+/// A frozen weight `[V, D]`, dense or packed.
+pub struct WeightHead(pub Weight);
 
-impl Head for DenseHead {
+impl Head for WeightHead {
     fn vocab_size(&self) -> usize {
         self.0.dims()[0]
     }
@@ -32,30 +32,7 @@ impl Head for DenseHead {
     }
 
     fn project(&self, hidden: &[f32], logits: &mut [f32]) -> Result<()> {
-        let (v, d) = (self.vocab_size(), self.width());
-        let n = hidden.len() / d;
-        with_f32(&self.0, |w| {
-            matmul(Mat::new(hidden, n, d), Mat::new(w, v, d).t(), MatMut::new(logits, n, v), 1.0, false)
-        })?;
-        Ok(())
-    }
-}
-
-/// A bf16 weight `[V, D]`, packed once.
-pub struct PackedHead(pub Arc<PackedBf16>);
-
-impl Head for PackedHead {
-    fn vocab_size(&self) -> usize {
-        self.0.outer()
-    }
-
-    fn width(&self) -> usize {
-        self.0.inner()
-    }
-
-    fn project(&self, hidden: &[f32], logits: &mut [f32]) -> Result<()> {
-        self.0.project(hidden, logits, false);
-        Ok(())
+        Ok(self.0.project(hidden, logits, Precision::F32, false)?)
     }
 }
 
@@ -65,6 +42,31 @@ pub enum TeacherSignal {
     Hidden { states: Tensor, head: Arc<dyn Head> },
     /// Whole rows of logits, `[N, vocab_size]`: for tests and small vocabularies.
     Dense { logits: Vec<f32>, vocab_size: usize },
+    /// The k likeliest tokens of each target: a signal that was stored.
+    TopK {
+        /// Distinct token ids, `[N, k]`.
+        ids: Vec<u32>,
+        /// log p of each at temperature 1, in nats, `[N, k]`.
+        log_probabilities: Vec<f32>,
+        /// log of what all other tokens hold together at the loss's temperature, in nats, `[N]`; −∞ for nothing.
+        log_tails: Vec<f32>,
+        vocab_size: usize,
+    },
+}
+
+/// The teacher's word on one target.
+#[derive(Debug, Clone, Copy)]
+pub enum TeacherRow<'a> {
+    Logits(&'a [f32]),
+    TopK(TopKRow<'a>),
+}
+
+/// One target of [`TeacherSignal::TopK`].
+#[derive(Debug, Clone, Copy)]
+pub struct TopKRow<'a> {
+    pub ids: &'a [u32],
+    pub log_probabilities: &'a [f32],
+    pub log_tail: f32,
 }
 
 impl TeacherSignal {
@@ -72,13 +74,37 @@ impl TeacherSignal {
     pub fn vocab_size(&self) -> usize {
         match self {
             Self::Hidden { head, .. } => head.vocab_size(),
-            Self::Dense { vocab_size, .. } => *vocab_size,
+            Self::Dense { vocab_size, .. } | Self::TopK { vocab_size, .. } => *vocab_size,
         }
     }
 
-    /// Writes the logits of targets `from..from + n` into `logits`, `[n, vocab_size]`.
+    /// Logits that [`Self::logits`] writes for one target.
+    pub fn logits_per_target(&self) -> usize {
+        match self {
+            Self::Hidden { .. } | Self::Dense { .. } => self.vocab_size(),
+            Self::TopK { .. } => 0,
+        }
+    }
+
+    /// The word on target `n`, of which `logits` are what [`Self::logits`] wrote, cut to the student's `vocab`.
+    pub fn row<'a>(&'a self, n: usize, logits: &'a [f32], vocab: usize) -> TeacherRow<'a> {
+        match self {
+            Self::Hidden { .. } | Self::Dense { .. } => TeacherRow::Logits(&logits[..vocab.min(logits.len())]),
+            Self::TopK { ids, log_probabilities, log_tails, .. } => {
+                let k = ids.len() / log_tails.len();
+                TeacherRow::TopK(TopKRow {
+                    ids: &ids[n * k..(n + 1) * k],
+                    log_probabilities: &log_probabilities[n * k..(n + 1) * k],
+                    log_tail: log_tails[n],
+                })
+            }
+        }
+    }
+
+    /// Writes the logits of targets `from..from + n` into `logits`, `[n, logits_per_target]`.
     pub fn logits(&self, from: usize, n: usize, logits: &mut [f32]) -> Result<()> {
         match self {
+            Self::TopK { .. } => Ok(()),
             Self::Hidden { states, head } => {
                 let d = head.width();
                 with_f32(states, |states| head.project(&states[from * d..(from + n) * d], logits))?

@@ -294,16 +294,17 @@ fn a_run_stopped_before_its_first_step_leaves_an_empty_folder() {
 }
 
 #[test]
-fn a_bf16_teacher_teaches_the_same_within_its_rounding() {
+fn models_in_bf16_teach_and_learn_the_same_within_their_rounding() {
     let bench = trained("steps = 6");
-    let set = ["train", "--config", "run.toml", "--output", "half", "--set", "teacher.dtype=bf16"];
-    bench.expect(&set, 0);
     let losses = |run: &str| -> Vec<f64> {
         let metrics = bench.timeless_metrics(run);
         metrics.iter().filter(|e| e["event"] == "train").map(|e| e["loss"].as_f64().unwrap()).collect()
     };
-    for (half, full) in losses("half").iter().zip(losses("run")) {
-        assert!((half - full).abs() <= 0.02 * full, "{half} and {full}");
+    for (run, set) in [("half-teacher", "teacher.dtype=bf16"), ("half-student", "train.dtype=bf16")] {
+        bench.expect(&["train", "--config", "run.toml", "--output", run, "--set", set], 0);
+        for (half, full) in losses(run).iter().zip(losses("run")) {
+            assert!((half - full).abs() <= 0.02 * full, "{set}: {half} and {full}");
+        }
     }
 }
 
@@ -314,6 +315,7 @@ fn bench_times_a_run_and_random_models() {
     for args in [
         &["bench", "--config", "run.toml", "--steps", "2"][..],
         &["bench", "--teacher", "teacher.json", "--student", "student.json", "--length", "16", "--steps", "2"],
+        &["bench", "--top-k", "8", "--student", "student.json", "--dtype", "bf16", "--length", "16", "--steps", "2"],
     ] {
         let table = stdout(bench.expect(args, 0));
         for part in ["teacher", "heads and loss", "backward", "tokens/s", "GF/s"] {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 use distill::loss::{Divergence, ForwardKl, LogitRow, cross_entropy_row};
+use distill::signal::TopKRow;
 
 const TEACHER: [[f32; 4]; 2] = [[2.0, 1.0, 0.0, -1.0], [0.5, -0.5, 3.0, 0.0]];
 const STUDENT: [[f32; 4]; 2] = [[1.0, 1.0, 0.5, -0.5], [0.0, 0.0, 1.0, 2.0]];
@@ -132,4 +133,89 @@ fn a_longer_student_row_is_pushed_down_beyond_the_teachers_vocabulary() {
     let gradient = kl_gradient(&p, &q, 1.0, 1.0);
     assert!(gradient[20..].iter().all(|g| *g > 0.0));
     assert!(gradient.iter().sum::<f32>().abs() < 1e-5);
+}
+
+/// What a cache would have stored of `teacher`: its k likeliest tokens at T = 1, and the others' log mass at `t`.
+struct Stored {
+    ids: Vec<u32>,
+    log_probabilities: Vec<f32>,
+    log_tail: f32,
+}
+
+impl Stored {
+    fn new(teacher: &[f32], k: usize, t: f32) -> Self {
+        let mut ids: Vec<u32> = (0..teacher.len() as u32).collect();
+        ids.sort_by(|&a, &b| teacher[b as usize].total_cmp(&teacher[a as usize]));
+        let rest: f64 = ids[k..].iter().map(|&i| (teacher[i as usize] as f64 / t as f64).exp()).sum();
+        let all: f64 = teacher.iter().map(|&z| (z as f64 / t as f64).exp()).sum();
+        ids.truncate(k);
+        let row = LogitRow::new(teacher, 1.0);
+        let log_probabilities = ids.iter().map(|&i| row.log_probability(i as usize)).collect();
+        Self { ids, log_probabilities, log_tail: (rest / all).ln() as f32 }
+    }
+
+    fn row(&self) -> TopKRow<'_> {
+        TopKRow { ids: &self.ids, log_probabilities: &self.log_probabilities, log_tail: self.log_tail }
+    }
+
+    fn kl(&self, q: &[f32], t: f32) -> f64 {
+        ForwardKl.top_k_row(self.row(), LogitRow::new(q, 1.0 / t), None)
+    }
+
+    fn gradient(&self, q: &[f32], t: f32) -> Vec<f32> {
+        let mut gradient = vec![0.0; q.len()];
+        ForwardKl.top_k_row(self.row(), LogitRow::new(q, 1.0 / t), Some((&mut gradient, 1.0)));
+        gradient
+    }
+}
+
+#[test]
+fn a_truncated_teacher_gives_the_reference_value_with_its_bucket() {
+    let mean = TEACHER.iter().zip(&STUDENT).map(|(p, q)| Stored::new(p, 2, 1.0).kl(q, 1.0)).sum::<f64>() / 2.0;
+    assert!((mean - 0.585255305).abs() < 3e-7, "{mean}");
+}
+
+#[test]
+fn a_truncated_teacher_with_every_token_equals_the_whole_one() {
+    let (p, q) = (noise(300, 9), noise(300, 10));
+    for t in [1.0, 3.0] {
+        let stored = Stored::new(&p, 300, t);
+        assert!((stored.kl(&q, t) - kl(&p, &q, t)).abs() < 1e-6);
+        for (got, want) in stored.gradient(&q, t).iter().zip(kl_gradient(&p, &q, t, 1.0)) {
+            assert!((got - want).abs() < 1e-7);
+        }
+    }
+}
+
+#[test]
+fn a_truncated_teacher_never_costs_more_than_the_whole_one_and_nothing_where_p_equals_q() {
+    let (p, q) = (noise(300, 11), noise(300, 12));
+    for k in [1, 5, 100] {
+        for t in [1.0, 2.0] {
+            let stored = Stored::new(&p, k, t);
+            assert!(stored.kl(&q, t) <= kl(&p, &q, t) && stored.kl(&q, t) > 0.0);
+            assert!(stored.kl(&p, t).abs() < 1e-6);
+            assert!(stored.gradient(&p, t).iter().all(|g| g.abs() < 1e-6));
+        }
+    }
+}
+
+#[test]
+fn gradients_of_a_truncated_teacher_equal_finite_differences() {
+    let (p, q) = (noise(40, 13), noise(40, 14));
+    for t in [1.0, 2.0] {
+        for stored in [Stored::new(&p, 6, t), Stored { log_tail: f32::NEG_INFINITY, ..Stored::new(&p, 6, t) }] {
+            let gradient = stored.gradient(&q, t);
+            for i in 0..q.len() {
+                let h = 1e-2;
+                let at = |d: f32| {
+                    let mut q = q.clone();
+                    q[i] += d;
+                    stored.kl(&q, t)
+                };
+                let difference = (at(h) - at(-h)) / (2.0 * h as f64);
+                assert!((gradient[i] as f64 - difference).abs() < 2e-4, "{} instead of {difference}", gradient[i]);
+            }
+        }
+    }
 }

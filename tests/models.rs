@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use distill::corpus::{Batch, Row, RowRef};
+use distill::kernels::Precision;
 use distill::model::{Decoder, Keep, KvCache};
 
 fn goldens() -> PathBuf {
@@ -97,7 +98,7 @@ fn every_trainable_tensor_gets_a_gradient_in_every_family() {
         let model = Decoder::load(&folder, true).unwrap();
         let (ids, _) = expected(&folder);
         let batch = every_position(&ids);
-        let trace = model.trace(&batch, Keep::Activations).unwrap();
+        let trace = model.trace(&batch, Keep::Activations, Precision::F32).unwrap();
         let upstream = trace.hidden.affine(0.3, 0.1).unwrap();
         model.backward(trace, upstream).unwrap();
         for parameter in model.parameters().iter().filter(|p| p.name != "lm_head.weight") {

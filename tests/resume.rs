@@ -53,6 +53,12 @@ fn stopped_on_a_single_thread_and_resumed() {
 }
 
 #[test]
+fn stopped_in_bf16_with_blocks_run_again_and_resumed() {
+    let more = "epochs = 2\ndtype = \"bf16\"\ncheckpoint_activations = true";
+    ends_like_the_unbroken_run(more, "", |bench, run| stop_at(bench, run, &[1, 7]));
+}
+
+#[test]
 fn stopped_again_and_again_in_a_packed_run_with_a_decaying_rate() {
     let more = "epochs = 3\nschedule = \"cosine\"\nwarmup_steps = 2\nweight_decay = 0.1";
     ends_like_the_unbroken_run(more, "packing = true", |bench, run| stop_at(bench, run, &[1, 2, 3, 4]));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use distill::corpus::{Batch, Row, RowRef};
+use distill::kernels::Precision;
 use distill::loss::{ForwardKl, Objective, StudentHead};
 use distill::model::{Decoder, Keep};
 use distill::signal::{Needs, TeacherSignal};
@@ -70,6 +71,7 @@ fn stepper<'a>(teacher: &'a LocalTeacher, student: &'a Decoder, e: &Expected) ->
         optimizer: AdamW::new(config, student.parameters()),
         max_grad_norm: e.max_grad_norm,
         keep: Keep::Activations,
+        precision: Precision::F32,
     }
 }
 
@@ -174,6 +176,30 @@ fn running_blocks_again_instead_of_keeping_them_gives_the_same_bits() {
 }
 
 #[test]
+fn a_student_in_bf16_has_the_loss_within_2e4_and_its_gradient_within_a_percent() {
+    let teacher = teacher();
+    for name in STUDENTS {
+        let e: Expected = json(&format!("expected_{name}.json"));
+        let want = candle_core::safetensors::load(folder().join(format!("expected_{name}.safetensors")), &Device::Cpu)
+            .unwrap();
+        let student = Decoder::load(&folder().join(name), true).unwrap();
+        let mut stepper = stepper(&teacher, &student, &e);
+        stepper.precision = Precision::Bf16;
+        let report = stepper.accumulate(&micro(&steps()[0], 4)).unwrap();
+        close(report.loss, e.loss[0], 2e-4, "loss");
+        // ‖g − g₃₂‖ / ‖g₃₂‖ over all parameters.
+        let (mut off, mut all) = (0.0f64, 0.0f64);
+        for (parameter, got) in gradients(&student) {
+            let want: Vec<f32> =
+                want[&parameter].to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            off += got.iter().zip(&want).map(|(g, w)| ((g - w) as f64).powi(2)).sum::<f64>();
+            all += want.iter().map(|w| (*w as f64).powi(2)).sum::<f64>();
+        }
+        assert!(off.sqrt() <= 0.01 * all.sqrt(), "{name}: the gradient is off by {}", (off / all).sqrt());
+    }
+}
+
+#[test]
 fn dense_logits_and_hidden_states_with_a_head_teach_the_same() {
     let teacher = teacher();
     let e: Expected = json("expected_student.json");
@@ -189,7 +215,7 @@ fn dense_logits_and_hidden_states_with_a_head_teach_the_same() {
         student.parameters().clear_gradients();
         let states = student.hidden(&batch).unwrap();
         let head = student.head().unwrap();
-        let head = StudentHead { weight: head.tensor().unwrap(), grad: head.grad.as_ref() };
+        let head = StudentHead { weight: head.tensor().unwrap(), grad: head.grad.as_ref(), precision: Precision::F32 };
         // Chunks of three: each has to find its own rows of the signal.
         let mut objective = stepper(&teacher, &student, &e).objective.with_rows_per_chunk(3);
         let out = objective.run(&states, &head, Some(signal), &batch, n).unwrap();

@@ -1,8 +1,10 @@
 """One distillation step of random models in PyTorch: the twin of `distill bench --teacher … --student …`.
 
-    step.py TEACHER.json STUDENT.json [--batch 2] [--length 256] [--steps 7] [--mode f32|bf16-teacher]
+    step.py TEACHER.json STUDENT.json [--batch 2] [--length 256] [--steps 7] [--mode f32|bf16-teacher|bf16|top-64]
 
 Full-vocabulary forward KL at T = 2 on every position, AdamW, clipping at 1, what a loop on transformers would write.
+bf16-teacher: the frozen teacher in bfloat16. bf16: also the student, under autocast. top-64: no teacher, 64 stored tokens
+per position.
 The first step does not count. Prints one JSON line: median seconds of each phase, tokens per second, peak memory in bytes.
 Needs: pip install torch transformers
 """
@@ -29,25 +31,34 @@ def main():
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--mode", default="f32", choices=["f32", "bf16-teacher"])
+    parser.add_argument("--mode", default="f32", choices=["f32", "bf16-teacher", "bf16", "top-64"])
     args = parser.parse_args()
     torch.manual_seed(0)
-    teacher, student = model(args.teacher).eval().requires_grad_(False), model(args.student).train()
-    if args.mode == "bf16-teacher":
+    student = model(args.student).train()
+    teacher = None if args.mode == "top-64" else model(args.teacher).eval().requires_grad_(False)
+    if args.mode in ("bf16-teacher", "bf16"):
         teacher = teacher.bfloat16()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, weight_decay=0.0)
     temperature, vocabulary = 2.0, student.config.vocab_size
     times = {name: [] for name in ("teacher", "forward", "loss", "backward", "optimizer")}
     for step in range(args.steps + 1):
         tokens = torch.randint(0, vocabulary, (args.batch, args.length))
+        stored = torch.randint(0, vocabulary, (args.batch * args.length, 64))
         marks = [time.perf_counter()]
-        with torch.no_grad():
-            p = teacher(input_ids=tokens, use_cache=False).logits.float().view(-1, vocabulary)
+        if teacher is not None:
+            with torch.no_grad():
+                p = teacher(input_ids=tokens, use_cache=False).logits.float().view(-1, vocabulary)
         marks.append(time.perf_counter())
-        q = student(input_ids=tokens, use_cache=False).logits.view(-1, vocabulary)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.mode == "bf16"):
+            q = student(input_ids=tokens, use_cache=False).logits
+        q = q.float().view(-1, vocabulary)
         marks.append(time.perf_counter())
-        log_p, log_q = F.log_softmax(p / temperature, -1), F.log_softmax(q / temperature, -1)
-        loss = F.kl_div(log_q, log_p, log_target=True, reduction="batchmean") * temperature**2
+        log_q = F.log_softmax(q / temperature, -1)
+        if teacher is not None:
+            log_p = F.log_softmax(p / temperature, -1)
+            loss = F.kl_div(log_q, log_p, log_target=True, reduction="batchmean") * temperature**2
+        else:
+            loss = (torch.tensor(1 / 64).log() - log_q.gather(1, stored)).mean(-1).mean() * temperature**2
         marks.append(time.perf_counter())
         loss.backward()
         marks.append(time.perf_counter())

@@ -10,15 +10,16 @@ use serde_json::json;
 
 use super::{Outcome, build, out};
 use crate::cli::BenchArgs;
+use crate::config;
 use crate::config::plan::Plan;
-use crate::config::{self, Dtype};
 use crate::corpus::{Batch, Loader, Row, RowRef};
 use crate::device;
 use crate::error::{Error, Result};
-use crate::kernels::{Mat, MatMut, matmul};
+use crate::kernels::{Mat, MatMut, Precision, matmul};
 use crate::loss::{ForwardKl, Objective};
 use crate::metrics::Screen;
 use crate::model::{Decoder, Keep, ModelConfig};
+use crate::signal::{Capabilities, Needs, TeacherSignal};
 use crate::student::fresh_weights;
 use crate::teacher::{LocalTeacher, Teacher};
 use crate::train::{AdamW, AdamWConfig, Phases, StepReport, Stepper};
@@ -28,10 +29,10 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
     device::open(args.device.choice)?;
     let screen = Screen::stderr();
     let peak = gemm_peak();
-    let reports = match (&args.config, &args.teacher, &args.student) {
-        (Some(file), ..) => of_config(file, args.steps, &screen)?,
-        (None, Some(teacher), Some(student)) => of_shapes(teacher, student, args, &screen)?,
-        _ => return Err(Error::input("bench needs --config FILE, or --teacher and --student")),
+    let reports = match (&args.config, &args.student) {
+        (Some(file), _) => of_config(file, args.steps, &screen)?,
+        (None, Some(student)) => of_shapes(student, args, &screen)?,
+        _ => return Err(Error::input("bench needs --config FILE, or --student with --teacher or --top-k")),
     };
     out::write(&if args.json { json_line(&reports) } else { table(&reports, peak) })?;
     Ok(Outcome::Done)
@@ -68,27 +69,29 @@ fn of_config(file: &Path, steps: u64, screen: &Screen) -> Result<Timed> {
 }
 
 /// Random tokens through models of the given shapes, every token a target.
-fn of_shapes(teacher: &Path, student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
-    let teacher = LocalTeacher::new(Arc::new(match args.teacher_dtype {
-        Dtype::F32 => model(teacher, false, screen)?,
-        Dtype::Bf16 if teacher.is_dir() => Decoder::load_packed(teacher)?,
-        Dtype::Bf16 => {
-            let config = ModelConfig::read(teacher)?;
-            let weights = fresh_weights(&config, 0)?;
-            Decoder::packed(config, weights)?
-        }
-    }))?;
-    let student = model(student, true, screen)?;
+fn of_shapes(student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
+    let student = if student.is_dir() {
+        build::load_model(student, true, screen)?
+    } else {
+        let config = ModelConfig::read(student)?;
+        let weights = fresh_weights(&config, 0)?;
+        Decoder::new(config, weights, true)?
+    };
+    let vocab = student.config().vocab_size;
+    let local = args.teacher.as_deref().map(|teacher| local_teacher(teacher, args, screen)).transpose()?;
+    let stored = args.top_k.map(|k| StoredTokens { k: k.min(vocab), vocab_size: vocab });
+    let teacher = local.as_ref().map(|t| t as &dyn Teacher).or(stored.as_ref().map(|t| t as &dyn Teacher));
+    let vocab = teacher.map_or(vocab, |t| t.vocab_size().min(vocab)) as u32;
     let config = AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
     let mut stepper = Stepper {
-        teacher: Some(&teacher as &dyn Teacher),
+        teacher,
         student: &student,
         objective: Objective::distillation(Box::new(ForwardKl), 2.0, 0.0, true),
         optimizer: AdamW::new(config, student.parameters()),
         max_grad_norm: 1.0,
         keep: Keep::Activations,
+        precision: build::precision(args.dtype),
     };
-    let vocab = student.config().vocab_size.min(teacher.vocab_size()) as u32;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let source = RowRef { digest: [0; 32], file: Arc::new(PathBuf::from("random")), line: 1 };
     let next = || -> Result<Vec<Batch>> {
@@ -101,17 +104,44 @@ fn of_shapes(teacher: &Path, student: &Path, args: &BenchArgs, screen: &Screen) 
         let rows: Vec<Row> = (0..args.batch).map(|_| row(&mut rng)).collect();
         Ok(vec![Batch::new(&rows)])
     };
-    time(&mut stepper, Some(&teacher), args.steps, 1e-4, next, screen)
+    time(&mut stepper, local.as_ref(), args.steps, 1e-4, next, screen)
 }
 
 /// A model folder, or random weights in the shape of a config.json.
-fn model(path: &Path, trainable: bool, screen: &Screen) -> Result<Decoder> {
-    if path.is_file() {
-        let config = ModelConfig::read(path)?;
-        let weights = fresh_weights(&config, 0)?;
-        return Decoder::new(config, weights, trainable);
+fn local_teacher(path: &Path, args: &BenchArgs, screen: &Screen) -> Result<LocalTeacher> {
+    if path.is_dir() {
+        return build::load_teacher(path, args.teacher_dtype, screen);
     }
-    build::load_model(path, trainable, screen)
+    let config = ModelConfig::read(path)?;
+    let weights = fresh_weights(&config, 0)?;
+    LocalTeacher::new(Arc::new(Decoder::frozen(config, weights, build::precision(args.teacher_dtype))?))
+}
+
+/// Stands in for a cache: k tokens drawn at random, of equal probability, and nothing in the tail.
+struct StoredTokens {
+    k: usize,
+    vocab_size: usize,
+}
+
+impl Teacher for StoredTokens {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { full_distribution: false }
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn signal(&self, batch: &Batch, _: &Needs) -> Result<TeacherSignal> {
+        let n = batch.valid_tokens();
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        Ok(TeacherSignal::TopK {
+            ids: (0..n * self.k).map(|_| rng.random_range(0..self.vocab_size as u32)).collect(),
+            log_probabilities: vec![-(self.k as f32).ln(); n * self.k],
+            log_tails: vec![f32::NEG_INFINITY; n],
+            vocab_size: self.vocab_size,
+        })
+    }
 }
 
 fn time(
@@ -160,7 +190,7 @@ fn gemm_peak() -> f64 {
     let best = (0..8)
         .map(|_| {
             let started = Instant::now();
-            matmul(Mat::new(&a, N, N), Mat::new(&b, N, N), MatMut::new(&mut c, N, N), 1.0, false);
+            matmul(Mat::new(&a, N, N), Mat::new(&b, N, N), MatMut::new(&mut c, N, N), Precision::F32, false);
             started.elapsed()
         })
         .min()

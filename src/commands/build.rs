@@ -9,6 +9,7 @@ use crate::config::{Dtype, LossKind, Schedule, StudentConfig, TeacherConfig};
 use crate::corpus::{Batch, Row};
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate};
+use crate::kernels::Precision;
 use crate::loss::{ForwardKl, Objective};
 use crate::metrics::Screen;
 use crate::model::{Decoder, Keep, ModelConfig};
@@ -32,16 +33,19 @@ pub fn teacher(plan: &Plan, screen: &Screen) -> Result<Option<LocalTeacher>> {
 
 /// Loads a frozen teacher in the dtype it is to be held in.
 pub fn load_teacher(path: &Path, dtype: Dtype, screen: &Screen) -> Result<LocalTeacher> {
-    let model = match dtype {
-        Dtype::F32 => load_model(path, false, screen)?,
-        Dtype::Bf16 => {
-            let progress = screen.progress(&format!("loading {} in bf16", path.display()), None);
-            let model = Decoder::load_packed(model_folder(path)?)?;
-            progress.finish();
-            model
-        }
-    };
+    let how = if dtype == Dtype::Bf16 { " in bf16" } else { "" };
+    let progress = screen.progress(&format!("loading {}{how}", path.display()), None);
+    let model = Decoder::load_frozen(model_folder(path)?, precision(dtype))?;
+    progress.finish();
     LocalTeacher::new(Arc::new(model))
+}
+
+/// What a model held or trained in `dtype` rounds its products to.
+pub fn precision(dtype: Dtype) -> Precision {
+    match dtype {
+        Dtype::F32 => Precision::F32,
+        Dtype::Bf16 => Precision::Bf16,
+    }
 }
 
 /// The student of a plan as it is before the first step.
@@ -107,6 +111,7 @@ pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a LocalTeacher>, student: &'a 
         optimizer: AdamW::new(config, student.parameters()),
         max_grad_norm: train.max_grad_norm,
         keep: if train.checkpoint_activations { Keep::Inputs } else { Keep::Activations },
+        precision: precision(train.dtype),
     })
 }
 

@@ -178,7 +178,7 @@ fn dump_logits(model: &Decoder, rows: &[Row], file: &Path) -> Result<()> {
     every.tokens.push(0);
     every.targets = (0..every.tokens.len()).map(|t| t > 0).collect();
     let hidden = model.hidden(&Batch::new([&every]))?;
-    let logits = hidden.matmul(&model.head()?.tensor()?.t()?)?.unsqueeze(0)?;
+    let logits = model.logits(&hidden)?.unsqueeze(0)?;
     let ids: Vec<i64> = row.tokens.iter().map(|&id| id as i64).collect();
     let ids = Tensor::from_vec(ids, (1, row.tokens.len()), &Device::Cpu)?;
     let tensors: std::collections::HashMap<String, Tensor> =

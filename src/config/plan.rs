@@ -10,7 +10,7 @@ use crate::corpus::{
     CorpusIndex, Encoder, LoadOrder, Loader, OverlapFinder, Rejections, Row, Scan, TemplateChoice, TextTokenizer, scan,
 };
 use crate::error::{Error, Result};
-use crate::kernels::PackedBf16;
+use crate::kernels::Precision;
 use crate::metrics::Screen;
 use crate::model::ModelConfig;
 use crate::units::{Bytes, total_memory_bytes};
@@ -240,10 +240,15 @@ impl Plan {
                 notice("rows_longer_than_context", message);
             }
         }
-        let bf16 = matches!(self.config.teacher, Some(TeacherConfig::Local { dtype: Dtype::Bf16, .. }));
-        if bf16 && !PackedBf16::is_native() {
-            let message = "this CPU has no AVX512-BF16: the teacher takes half the memory, but is multiplied in f32 and no faster";
-            notice("bf16_not_native", message.into());
+        if !Precision::Bf16.is_native() {
+            if matches!(self.config.teacher, Some(TeacherConfig::Local { dtype: Dtype::Bf16, .. })) {
+                let message = "this CPU has no AVX512-BF16: the teacher takes half the memory, but is multiplied in f32 and no faster";
+                notice("bf16_not_native", message.into());
+            }
+            if train.dtype == Dtype::Bf16 {
+                let message = "this CPU has no AVX512-BF16: train.dtype = \"bf16\" changes nothing here, the student is multiplied in f32";
+                notice("bf16_not_native", message.into());
+            }
         }
         let needed = self.memory.total();
         if let Some(there) = total_memory_bytes().filter(|&there| needed > there) {

@@ -231,6 +231,7 @@ fn train(r: &mut Reader<'_>) -> TrainConfig {
         epsilon: r.float("train.epsilon", 1e-8, Numbers::Epsilon),
         weight_decay: r.float("train.weight_decay", 0.0, Numbers::NonNegative),
         max_grad_norm: r.float("train.max_grad_norm", 1.0, Numbers::Positive),
+        dtype: r.choice("train.dtype", Dtype::F32, &[Dtype::F32, Dtype::Bf16], &[]),
         checkpoint_activations: r.flag("train.checkpoint_activations", false),
     }
 }

@@ -152,6 +152,8 @@ pub struct TrainConfig {
     pub epsilon: f64,
     pub weight_decay: f64,
     pub max_grad_norm: f64,
+    /// What the student's products are rounded to; its weights, gradients and moments are f32 either way.
+    pub dtype: Dtype,
     /// Keep each block's input alone and run its forward again for the backward pass.
     pub checkpoint_activations: bool,
 }

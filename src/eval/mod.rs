@@ -9,10 +9,11 @@ pub use report::{EvalReport, RowSums};
 pub use row::{Comparison, TargetStats, argmax};
 
 use crate::corpus::Batch;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::kernels::Precision;
 use crate::loss::{ChunkedLogits, LogitRow, StudentHead, checked_teacher_row};
 use crate::model::Decoder;
-use crate::signal::{Needs, TeacherSignal};
+use crate::signal::{Needs, TeacherRow, TeacherSignal};
 use crate::teacher::Teacher;
 
 /// Compares `student` with `teacher` (or only with the labels) on every target of `batches`.
@@ -29,9 +30,13 @@ pub fn evaluate(
         let signal: Option<TeacherSignal> =
             teacher.map(|t| t.signal(&batch, &Needs { full_distribution: true })).transpose()?;
         let hidden = student.hidden(&batch)?;
-        let head = StudentHead { weight: student.head()?.tensor()?, grad: None };
+        let head = StudentHead { weight: student.head()?.tensor()?, grad: None, precision: Precision::F32 };
         let (stats, _) = logits.run(&hidden, &head, signal.as_ref(), false, |i, teacher, student, _| {
-            let teacher = teacher.map(|row| checked_teacher_row(row, 1.0, &batch, i)).transpose()?;
+            let teacher = match teacher {
+                Some(TeacherRow::Logits(row)) => Some(checked_teacher_row(row, 1.0, &batch, i)?),
+                Some(TeacherRow::TopK(_)) => return Err(Error::run("a truncated signal cannot be evaluated against")),
+                None => None,
+            };
             Ok(TargetStats::new(teacher, LogitRow::new(student, 1.0), batch.labels[i]))
         })?;
         row_ends.extend(batch.cu_targets[1..].iter().map(|end| targets.len() + end));

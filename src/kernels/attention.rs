@@ -1,22 +1,22 @@
 //! Causal grouped-query attention over rows laid end to end, blocked over queries so that memory is linear in tokens.
 //!
 //! The backward pass recomputes the probabilities from each query's log-sum-exp (Dao et al. 2022, arXiv 2205.14135,
-//! algorithm 4), which the forward pass leaves in the op.
+//! algorithm 4), which the forward pass returns.
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::gemm::{Mat, MatMut, matmul_serial};
 use super::math;
-use super::storage::{slice, with_f32};
+use super::storage::{tensor, with_all};
 
 /// Queries handled at once: the scratch of a task is `QUERY_BLOCK × keys`.
 const QUERY_BLOCK: usize = 64;
 
-/// One row: queries `q` attend to keys `k`. The last query stands at the last key; earlier keys may come from a cache.
+/// Queries `q`, next to each other in one row, attend to keys `k`: the row's from its start to the last query's own. Keys
+/// without a query may come from a cache, or stand where nothing is asked.
 #[derive(Debug, Clone)]
 pub struct Span {
     pub q: Range<usize>,
@@ -32,26 +32,6 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// A query sees itself and the `window − 1` tokens before it; None: all before it.
     pub window: Option<usize>,
-}
-
-/// q `[Tq, heads · head_dim]`, k and v `[Tk, kv_heads · head_dim]` to `[Tq, heads · head_dim]`.
-#[derive(Debug, Clone)]
-pub struct Attention {
-    shape: AttentionShape,
-    spans: Arc<Vec<Span>>,
-    /// log Σ exp of each query's scores: `[Tq, heads]`.
-    lse: Arc<OnceLock<Vec<f32>>>,
-}
-
-impl Attention {
-    /// The spans' queries must be consecutive and cover all of q.
-    pub fn new(shape: AttentionShape, spans: Arc<Vec<Span>>) -> Self {
-        Self { shape, spans, lse: Arc::default() }
-    }
-
-    pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        q.apply_op3(k, v, self.clone())
-    }
 }
 
 /// Queries `queries` of a span and the keys any of them sees, both counted from the span's starts.
@@ -93,14 +73,7 @@ fn shift(range: &Range<usize>, by: usize) -> Range<usize> {
 
 impl AttentionShape {
     /// Writes the output rows of one query block (`[queries, heads · head_dim]`) and their log-sum-exps (`[queries, heads]`).
-    fn forward_block(
-        &self,
-        span: &Span,
-        block: &Block,
-        (q, k, v): (&[f32], &[f32], &[f32]),
-        out: &mut [f32],
-        lse: &mut [f32],
-    ) {
+    fn forward_block(&self, span: &Span, block: &Block, [q, k, v]: [&[f32]; 3], out: &mut [f32], lse: &mut [f32]) {
         let (d, rows, keys) = (self.head_dim, block.queries.len(), block.keys.len());
         let (q_rows, k_rows) = (shift(&block.queries, span.q.start), shift(&block.keys, span.k.start));
         let mut scores = vec![0.0f32; rows * keys];
@@ -190,7 +163,7 @@ fn shift_back(range: Range<usize>, by: usize) -> Range<usize> {
     range.start.saturating_sub(by)..range.end - by
 }
 
-/// What the backward pass reads; shapes as in [`Attention`].
+/// What the backward pass reads; shapes as in [`AttentionShape::forward`].
 struct Saved<'a> {
     q: &'a [f32],
     k: &'a [f32],
@@ -200,83 +173,63 @@ struct Saved<'a> {
     lse: &'a [f32],
 }
 
-impl CustomOp3 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let qkv = (slice(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?);
-        let shape = &self.shape;
-        let width = shape.heads * shape.head_dim;
-        let mut out = vec![0.0f32; qkv.0.len()];
-        let mut lse = vec![0.0f32; qkv.0.len() / shape.head_dim];
+impl AttentionShape {
+    /// q `[Tq, heads · head_dim]`, k and v `[Tk, kv_heads · head_dim]` to the mixed values `[Tq, heads · head_dim]` and
+    /// each query's log Σ exp, `[Tq, heads]`. The spans' queries are consecutive and cover all of q; their keys may
+    /// overlap.
+    pub fn forward(&self, spans: &[Span], q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Vec<f32>)> {
+        let width = self.heads * self.head_dim;
+        let mut out = vec![0.0f32; q.elem_count()];
+        let mut lse = vec![0.0f32; q.elem_count() / self.head_dim];
         let mut tasks = vec![];
         let (mut out_rest, mut lse_rest) = (out.as_mut_slice(), lse.as_mut_slice());
-        for span in self.spans.iter() {
-            for block in shape.blocks(span) {
+        for span in spans {
+            for block in self.blocks(span) {
                 let (out, rest) = out_rest.split_at_mut(block.queries.len() * width);
-                let (lse, lse_tail) = lse_rest.split_at_mut(block.queries.len() * shape.heads);
+                let (lse, lse_tail) = lse_rest.split_at_mut(block.queries.len() * self.heads);
                 (out_rest, lse_rest) = (rest, lse_tail);
                 tasks.push((span, block, out, lse));
             }
         }
-        tasks.into_par_iter().for_each(|(span, block, out, lse)| shape.forward_block(span, &block, qkv, out, lse));
-        // Only the first forward of an op leaves its statistics: an op is made anew for each call.
-        let _ = self.lse.set(lse);
-        Ok((CpuStorage::F32(out), l1.shape().clone()))
+        // The longest first, or they would be waited for.
+        tasks.reverse();
+        with_all([q, k, v], |qkv| {
+            let run = |(span, block, out, lse)| self.forward_block(span, &block, qkv, out, lse);
+            tasks.into_par_iter().with_max_len(1).for_each(run)
+        })?;
+        Ok((tensor(out, q.shape())?, lse))
     }
 
-    fn bwd(
+    /// ∂q, ∂k and ∂v from what [`Self::forward`] took and gave.
+    pub fn backward(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        out: &Tensor,
+        spans: &[Span],
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
+        (out, lse): (&Tensor, &[f32]),
         dout: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let dout = dout.contiguous()?;
-        let shape = &self.shape;
-        let (d, group) = (shape.head_dim, shape.heads / shape.kv_heads);
-        let lse = self.lse.get().map(Vec::as_slice).unwrap_or_default();
-        let jobs: Vec<_> = self.spans.iter().flat_map(|s| (0..shape.kv_heads).map(move |kv| (s, kv))).collect();
-        let results: Vec<_> = with_f32(q, |q| {
-            with_f32(k, |k| {
-                with_f32(v, |v| {
-                    with_f32(out, |out| {
-                        with_f32(&dout, |dout| {
-                            let saved = Saved { q, k, v, out, dout, lse };
-                            jobs.par_iter().map(|(span, kv)| shape.backward_head(span, *kv, &saved)).collect()
-                        })
-                    })
-                })
-            })
-        })?????;
+    ) -> Result<[Tensor; 3]> {
+        let (d, group) = (self.head_dim, self.heads / self.kv_heads);
+        let jobs: Vec<_> = spans.iter().flat_map(|s| (0..self.kv_heads).map(move |kv| (s, kv))).collect();
+        let results: Vec<_> = with_all([q, k, v, out, dout], |[q, k, v, out, dout]| {
+            let saved = Saved { q, k, v, out, dout, lse };
+            jobs.par_iter().with_max_len(1).map(|(span, kv)| self.backward_head(span, *kv, &saved)).collect()
+        })?;
         let mut grads = [q, k, v].map(|x| vec![0.0f32; x.elem_count()]);
         for ((span, kv), (dq, dk, dv)) in jobs.iter().zip(&results) {
             let columns = |heads, at| (heads * d, at);
-            scatter(&mut grads[0], &span.q, columns(shape.heads, kv * group * d), group * d, dq);
-            scatter(&mut grads[1], &span.k, columns(shape.kv_heads, kv * d), d, dk);
-            scatter(&mut grads[2], &span.k, columns(shape.kv_heads, kv * d), d, dv);
+            scatter(&mut grads[0], &span.q, columns(self.heads, kv * group * d), group * d, dq);
+            scatter(&mut grads[1], &span.k, columns(self.kv_heads, kv * d), d, dk);
+            scatter(&mut grads[2], &span.k, columns(self.kv_heads, kv * d), d, dv);
         }
         let [dq, dk, dv] = grads;
-        let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device());
-        Ok((Some(tensor(dq, q)?), Some(tensor(dk, k)?), Some(tensor(dv, v)?)))
+        Ok([tensor(dq, q.shape())?, tensor(dk, k.shape())?, tensor(dv, v.shape())?])
     }
 }
 
-/// Copies `block` (rows of `len`) into columns `at..at + len` of the rows `rows` of `to`, which are `width` wide.
+/// Adds `block` (rows of `len`) to columns `at..at + len` of the rows `rows` of `to`, which are `width` wide.
 fn scatter(to: &mut [f32], rows: &Range<usize>, (width, at): (usize, usize), len: usize, block: &[f32]) {
     for (i, part) in block.chunks_exact(len).enumerate() {
         let start = (rows.start + i) * width + at;
-        to[start..start + len].copy_from_slice(part);
+        to[start..start + len].iter_mut().zip(part).for_each(|(to, x)| *to += x);
     }
 }

@@ -2,24 +2,35 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-
-use super::gemm::{Mat, MatMut, matmul};
-use super::packed::PackedBf16;
-use super::storage::{slice, with_f32};
-use super::{GradSlot, math, rows_per_task};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
+
+use super::gemm::{Mat, MatMut, Panels, Precision, matmul};
+use super::storage::{overwrite, tensor, with_f32};
+use super::{GradSlot, math, rows_per_task};
 
 /// A matrix `[out, in]`, or any other tensor of a model.
 #[derive(Debug, Clone)]
 pub enum Weight {
     /// f32; may learn.
     Dense(Tensor),
-    /// A frozen matrix in bf16.
-    Packed(Arc<PackedBf16>),
+    /// A frozen matrix, packed once.
+    Packed(Arc<Panels>),
 }
 
 impl Weight {
+    /// A tensor that will not change again: a matrix is packed if our own kernel can make use of it.
+    pub fn frozen(tensor: Tensor, precision: Precision) -> Result<Self> {
+        match *tensor.dims() {
+            // bf16 halves the memory in any case.
+            [outer, inner] if precision == Precision::Bf16 || precision.is_native() => {
+                let pack = |values: &[f32]| Panels::new(Mat::new(values, outer, inner), precision);
+                Ok(Self::Packed(Arc::new(with_f32(&tensor, pack)?)))
+            }
+            _ => Ok(Self::Dense(tensor)),
+        }
+    }
+
     pub fn dims(&self) -> Vec<usize> {
         match self {
             Self::Dense(tensor) => tensor.dims().to_vec(),
@@ -35,15 +46,27 @@ impl Weight {
         }
     }
 
-    /// `y ← x Wᵀ`, or `y ← y + x Wᵀ` with `accumulate`: x `[n, in]`, y `[n, out]`.
-    fn project(&self, x: &[f32], y: &mut [f32], accumulate: bool) -> Result<()> {
+    /// Its values in f32, packed or not.
+    pub fn values(&self) -> Result<Tensor> {
+        match self {
+            Self::Dense(tensor) => Ok(tensor.clone()),
+            Self::Packed(packed) => {
+                let every: Vec<u32> = (0..packed.outer() as u32).collect();
+                tensor(packed.rows(&every), (packed.outer(), packed.inner()))
+            }
+        }
+    }
+
+    /// `y ← x Wᵀ`, or `y ← y + x Wᵀ` with `accumulate`: x `[n, in]`, y `[n, out]`. A packed weight has a precision of its
+    /// own.
+    pub fn project(&self, x: &[f32], y: &mut [f32], precision: Precision, accumulate: bool) -> Result<()> {
         match self {
             Self::Dense(weight) => {
                 let (outer, inner) = weight.dims2()?;
                 let rows = x.len() / inner;
                 with_f32(weight, |weight| {
-                    let product = MatMut::new(y, rows, outer);
-                    matmul(Mat::new(x, rows, inner), Mat::new(weight, outer, inner).t(), product, 1.0, accumulate);
+                    let (x, y) = (Mat::new(x, rows, inner), MatMut::new(y, rows, outer));
+                    matmul(x, Mat::new(weight, outer, inner).t(), y, precision, accumulate);
                 })
             }
             Self::Packed(weight) => {
@@ -54,7 +77,8 @@ impl Weight {
     }
 }
 
-/// A dense layer: weight `[out, in]`, optional bias `[out]`. Without gradient slots it is frozen.
+/// A dense layer: weight `[out, in]`, optional bias `[out]`. Without gradient slots it is frozen. `precision` is what the
+/// operands of a dense weight's products are rounded to.
 #[derive(Debug, Clone)]
 pub struct Linear {
     pub weight: Weight,
@@ -64,54 +88,59 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// `[T, in]` to `[T, out]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.apply_op1(self.clone())
-    }
-}
-
-impl CustomOp1 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
+    /// `[n, in]` to `[n, out]`.
+    pub fn forward(&self, x: &Tensor, precision: Precision) -> Result<Tensor> {
+        let (rows, outer) = (x.dim(0)?, self.weight.dims()[0]);
+        self.onto(x, vec![0.0f32; rows * outer], precision, false)
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, inner) = layout.shape().dims2()?;
-        let outer = self.weight.dims()[0];
-        let x = slice(storage, layout)?;
-        let mut y = vec![0.0f32; rows * outer];
-        if let Some(bias) = &self.bias {
-            with_f32(bias, |bias| y.par_chunks_mut(outer).for_each(|row| row.copy_from_slice(bias)))?;
+    /// `residual + x Wᵀ + b`, residual `[n, out]`.
+    pub fn forward_onto(&self, x: &Tensor, residual: &Tensor, precision: Precision) -> Result<Tensor> {
+        self.onto(x, with_f32(residual, <[f32]>::to_vec)?, precision, true)
+    }
+
+    fn onto(&self, x: &Tensor, mut y: Vec<f32>, precision: Precision, accumulate: bool) -> Result<Tensor> {
+        let (rows, inner) = x.dims2()?;
+        let [outer, taken] = self.weight.dims()[..] else { bail!("a linear layer's weight is a matrix") };
+        if inner != taken || y.len() != rows * outer {
+            bail!("rows of {inner} given to a layer of {taken} to {outer}");
         }
-        debug_assert_eq!(x.len(), rows * inner);
-        self.weight.project(x, &mut y, self.bias.is_some())?;
-        Ok((CpuStorage::F32(y), (rows, outer).into()))
+        if let Some(bias) = &self.bias {
+            with_f32(bias, |bias| {
+                y.par_chunks_mut(outer).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b))
+            })?;
+        }
+        with_f32(x, |x| self.weight.project(x, &mut y, precision, accumulate || self.bias.is_some()))??;
+        tensor(y, (rows, outer))
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    /// Adds the weight's and the bias's gradients to their slots and returns ∂x, `[n, in]`; with `onto` it is added to
+    /// that tensor, which nobody else may need any more.
+    pub fn backward(&self, x: &Tensor, dy: &Tensor, onto: Option<Tensor>, precision: Precision) -> Result<Tensor> {
         let (rows, inner) = x.dims2()?;
         let outer = dy.dim(1)?;
-        let dy = dy.contiguous()?;
-        let dx = with_f32(&dy, |dy| -> Result<Vec<f32>> {
+        let accumulate = onto.is_some();
+        let dx = match onto {
+            Some(dx) => dx,
+            None => tensor(vec![0.0f32; rows * inner], (rows, inner))?,
+        };
+        with_f32(dy, |dy| -> Result<()> {
+            let dy_matrix = Mat::new(dy, rows, outer);
             if let Some(slot) = &self.weight_grad {
-                let mut grad = slot.lock();
                 with_f32(x, |x| {
-                    let product = MatMut::new(&mut grad, outer, inner);
-                    matmul(Mat::new(dy, rows, outer).t(), Mat::new(x, rows, inner), product, 1.0, true);
+                    let (mut grad, x) = (slot.lock(), Mat::new(x, rows, inner));
+                    matmul(dy_matrix.t(), x, MatMut::new(&mut grad, outer, inner), precision, true);
                 })?;
             }
             if let Some(slot) = &self.bias_grad {
-                let mut grad = slot.lock();
-                add_column_sums(dy, &mut grad);
+                add_column_sums(dy, &mut slot.lock());
             }
-            let mut dx = vec![0.0f32; rows * inner];
             with_f32(self.weight.dense()?, |weight| {
-                let product = MatMut::new(&mut dx, rows, inner);
-                matmul(Mat::new(dy, rows, outer), Mat::new(weight, outer, inner), product, 1.0, false);
-            })?;
-            Ok(dx)
+                let weight = Mat::new(weight, outer, inner);
+                overwrite(&dx, |dx| matmul(dy_matrix, weight, MatMut::new(dx, rows, inner), precision, accumulate))
+            })?
         })??;
-        Ok(Some(Tensor::from_vec(dx, (rows, inner), x.device())?))
+        Ok(dx)
     }
 }
 

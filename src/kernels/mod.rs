@@ -1,17 +1,17 @@
-//! Fused operations on f32 slices, and their candle ops with gradients.
+//! Fused operations, each with its gradient, over tensors on the CPU.
 //!
-//! Weights are fields of an op, never operands: candle then builds no gradient for a frozen one, and the gradient of a
-//! trainable one is added straight into its [`GradSlot`], so that micro-batches accumulate without a copy.
+//! An op has a forward and a backward function; what the second needs is handed to it by whoever ran the first, so nothing
+//! is kept that could be computed again cheaply, and no graph is built. The gradient of a weight is added straight into
+//! its [`GradSlot`], so that micro-batches accumulate without a copy and a frozen weight costs nothing. Ops read and write
+//! slices through `storage`, the place where another device will branch off.
 
 mod attention;
 mod embedding;
 mod gemm;
 mod linear;
 pub mod math;
-mod packed;
 mod rms_norm;
 mod rope;
-mod seed;
 mod simd;
 mod storage;
 mod swiglu;
@@ -20,17 +20,15 @@ mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-pub use attention::{Attention, AttentionShape, Span};
+pub use attention::{AttentionShape, Span};
 pub use embedding::{add_rows, gather_rows};
-pub use gemm::{Mat, MatMut, matmul, matmul_serial};
+pub use gemm::{Mat, MatMut, Panels, Precision, matmul};
 pub use linear::{Linear, Weight};
-pub use packed::PackedBf16;
 pub use rms_norm::RmsNorm;
 pub use rope::Rope;
-pub use seed::backward_from;
 pub use simd::Simd;
 pub use storage::{overwrite, with_f32};
-pub use swiglu::SwiGlu;
+pub use swiglu::{swiglu, swiglu_backward};
 
 /// Where the gradient of one trainable tensor is summed, shaped as the tensor, row-major.
 #[derive(Debug, Clone)]

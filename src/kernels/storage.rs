@@ -1,22 +1,33 @@
 //! Reading and writing the f32 slice behind a candle tensor that lives on the CPU.
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
-
-/// The contiguous f32 elements of an op's argument.
-pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => bail!("a kernel was given a tensor that is not contiguous"),
-    }
-}
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// Lends the elements of a contiguous f32 CPU tensor to `f`.
 pub fn with_f32<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(storage) => Ok(f(slice(storage, layout)?)),
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(storage), Some((start, end))) => Ok(f(&storage.as_slice::<f32>()?[start..end])),
+        (Storage::Cpu(_), None) => bail!("a kernel was given a tensor that is not contiguous"),
         _ => bail!("a CPU kernel was given a tensor of another device"),
     }
+}
+
+/// [`with_f32`] of several tensors.
+pub(super) fn with_all<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
+    let guards = tensors.map(Tensor::storage_and_layout);
+    let mut slices = [[].as_slice(); N];
+    for ((storage, layout), slice) in guards.iter().zip(&mut slices) {
+        *slice = match (&**storage, layout.contiguous_offsets()) {
+            (Storage::Cpu(storage), Some((start, end))) => &storage.as_slice::<f32>()?[start..end],
+            _ => bail!("a CPU kernel was given a tensor of another device, or one that is not contiguous"),
+        };
+    }
+    Ok(f(slices))
+}
+
+/// A CPU tensor that takes `data` over.
+pub(super) fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Tensor::from_vec(data, shape.into(), &candle_core::Device::Cpu)
 }
 
 /// Lends the elements of a contiguous f32 CPU tensor to `f` for writing. No graph may still need the old values:

@@ -1,7 +1,5 @@
 //! Every op against the same arithmetic composed from candle's own differentiable operations.
 
-use std::sync::Arc;
-
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::ops;
 
@@ -38,23 +36,28 @@ fn gradient(slot: &GradSlot, like: &Tensor) -> Tensor {
     Tensor::from_vec(slot.lock().clone(), like.shape(), &Device::Cpu).unwrap()
 }
 
-/// Runs `fused` and `composed` on the same inputs, and compares the outputs and every input's gradient.
+/// Compares the output and every input's gradient of a kernel with those of the `composed` graph. `fused` returns the
+/// output and, given ∂y, the gradients of its inputs.
 fn agree(
     what: &str,
     inputs: &[Tensor],
-    fused: impl Fn(&[Var]) -> Result<Tensor>,
+    fused: impl Fn(&[Tensor], &dyn Fn(&Tensor) -> Tensor) -> Result<(Tensor, Vec<Tensor>)>,
     composed: impl Fn(&[Var]) -> Result<Tensor>,
 ) {
-    let vars = || inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect::<Vec<_>>();
-    let (a, b) = (vars(), vars());
-    let (got, want) = (fused(&a).unwrap(), composed(&b).unwrap());
+    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let (got, gradients) = fused(inputs, &upstream).unwrap();
+    let want = composed(&vars).unwrap();
     assert_close(&got, &want, what);
-    let upstream = noise(got.dims(), 99);
-    let got = backward_from(&got, &upstream).unwrap();
+    let upstream = upstream(&want);
     let want = (want * upstream).unwrap().sum_all().unwrap().backward().unwrap();
-    for (i, (a, b)) in a.iter().zip(&b).enumerate() {
-        assert_close(got.get(a).unwrap(), want.get(b).unwrap(), &format!("{what}: gradient of input {i}"));
+    for (i, (got, var)) in gradients.iter().zip(&vars).enumerate() {
+        assert_close(got, want.get(var).unwrap(), &format!("{what}: gradient of input {i}"));
     }
+}
+
+/// ∂y for an output.
+fn upstream(y: &Tensor) -> Tensor {
+    noise(y.dims(), 99)
 }
 
 #[test]
@@ -74,7 +77,12 @@ fn linear_equals_the_composed_product_with_and_without_bias() {
                 let y = x.matmul(&wv.t()?)?;
                 if bias.is_some() { y.broadcast_add(bv.as_tensor()) } else { Ok(y) }
             };
-            agree("linear", std::slice::from_ref(&x), |v| layer.forward(&v[0]), |v| reference(&v[0]));
+            let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
+                let y = layer.forward(&v[0], Precision::F32)?;
+                let dx = layer.backward(&v[0], &dy(&y), None, Precision::F32)?;
+                Ok((y, vec![dx]))
+            };
+            agree("linear", std::slice::from_ref(&x), fused, |v| reference(&v[0]));
             let want = (reference(&x).unwrap() * noise(&[rows, outer], 99)).unwrap().sum_all().unwrap();
             let want = want.backward().unwrap();
             assert_close(&gradient(&dw, &w), want.get(&wv).unwrap(), "dW");
@@ -91,10 +99,7 @@ fn weight_gradients_accumulate_over_calls_and_frozen_layers_have_none() {
     let dw = slot(&w);
     let mut layer =
         Linear { weight: Weight::Dense(w.clone()), bias: None, weight_grad: Some(dw.clone()), bias_grad: None };
-    let run = |layer: &Linear| {
-        let x = Var::from_tensor(&x).unwrap();
-        backward_from(&layer.forward(&x).unwrap(), &noise(&[4, 2], 5)).unwrap();
-    };
+    let run = |layer: &Linear| layer.backward(&x, &noise(&[4, 2], 5), None, Precision::F32).unwrap();
     run(&layer);
     let once = gradient(&dw, &w);
     run(&layer);
@@ -116,7 +121,19 @@ fn rms_norm_equals_the_composed_formula_on_rows_and_on_heads() {
             let mean = (x3.sqr()?.mean_keepdim(D::Minus1)? + 1e-5)?;
             x3.broadcast_div(&mean.sqrt()?)?.broadcast_mul(wv.as_tensor())?.reshape((rows, heads * width))
         };
-        agree("rms_norm", std::slice::from_ref(&x), |v| norm.forward(&v[0]), |v| reference(&v[0]));
+        let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
+            let y = norm.forward(&v[0])?;
+            let dx = norm.backward(&v[0], &dy(&y), None)?;
+            Ok((y, vec![dx]))
+        };
+        agree("rms_norm", std::slice::from_ref(&x), fused, |v| reference(&v[0]));
+        let onto = norm.backward(&x, &noise(x.dims(), 99), Some(&x)).unwrap();
+        norm.weight_grad.as_ref().unwrap().lock().fill(0.0);
+        assert_close(
+            &(onto - norm.backward(&x, &noise(x.dims(), 99), None).unwrap()).unwrap(),
+            &x,
+            "added to a residual",
+        );
         let want = (reference(&x).unwrap() * noise(x.dims(), 99)).unwrap().sum_all().unwrap().backward().unwrap();
         assert_close(&gradient(&dw, &w), want.get(&wv).unwrap(), "dw");
     }
@@ -126,7 +143,12 @@ fn rms_norm_equals_the_composed_formula_on_rows_and_on_heads() {
 fn swiglu_equals_the_composed_formula() {
     for shape in [[1, 1], [3, 37], [40, 1000]] {
         let inputs = [(noise(&shape, 1) * 6.0).unwrap(), noise(&shape, 2)];
-        agree("swiglu", &inputs, |v| SwiGlu.forward(&v[0], &v[1]), |v| v[0].silu()? * v[1].as_tensor());
+        let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
+            let y = swiglu(&v[0], &v[1])?;
+            let (d_gate, d_up) = swiglu_backward(&v[0], &v[1], &dy(&y))?;
+            Ok((y, vec![d_gate, d_up]))
+        };
+        agree("swiglu", &inputs, fused, |v| v[0].silu()? * v[1].as_tensor());
     }
 }
 
@@ -143,7 +165,12 @@ fn rope_equals_candles_differentiable_rope_at_any_position() {
         let x = x.reshape((1, rows, heads, d))?.transpose(1, 2)?.contiguous()?;
         candle_nn::rotary_emb::rope_slow(&x, &cos, &sin)?.transpose(1, 2)?.reshape((rows, heads * d))
     };
-    agree("rope", &[noise(&[rows, heads * d], 4)], |v| rope.forward(&v[0]), |v| composed(&v[0]));
+    let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
+        let y = rope.forward(&v[0])?;
+        let dx = rope.backward(&dy(&y))?;
+        Ok((y, vec![dx]))
+    };
+    agree("rope", &[noise(&[rows, heads * d], 4)], fused, |v| composed(&v[0]));
 }
 
 /// Attention of one head over one span, with a mask of ordinary operations.
@@ -174,29 +201,43 @@ fn composed_attention(shape: &AttentionShape, spans: &[Span], v: &[Var]) -> Resu
     Tensor::cat(&rows, 0)
 }
 
+fn attention_agrees(shape: AttentionShape, spans: &[Span], queries: usize, keys: usize, what: &str) {
+    let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    let inputs = [noise(&[queries, wide], 1), noise(&[keys, narrow], 2), noise(&[keys, narrow], 3)];
+    let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
+        let (y, lse) = shape.forward(spans, &v[0], &v[1], &v[2])?;
+        let gradients = shape.backward(spans, (&v[0], &v[1], &v[2]), (&y, &lse), &dy(&y))?;
+        Ok((y, gradients.to_vec()))
+    };
+    agree(what, &inputs, fused, |v| composed_attention(&shape, spans, v));
+}
+
 #[test]
 fn attention_equals_the_composed_graph_for_every_grouping_window_and_row_length() {
     let lengths: [&[usize]; 3] = [&[1], &[5, 1, 70], &[150, 3]];
-    for (heads, kv_heads, d) in [(1, 1, 4), (4, 2, 8), (6, 2, 6), (3, 1, 16)] {
+    for (heads, kv_heads, head_dim) in [(1, 1, 4), (4, 2, 8), (6, 2, 6), (3, 1, 16)] {
         for window in [None, Some(1), Some(4), Some(90)] {
             for lengths in lengths {
-                let shape = AttentionShape { heads, kv_heads, head_dim: d, window };
+                let shape = AttentionShape { heads, kv_heads, head_dim, window };
                 let mut start = 0;
-                let spans: Vec<Span> = lengths
-                    .iter()
-                    .map(|n| {
-                        start += n;
-                        Span { q: start - n..start, k: start - n..start }
-                    })
-                    .collect();
-                let spans = Arc::new(spans);
-                let inputs =
-                    [noise(&[start, heads * d], 1), noise(&[start, kv_heads * d], 2), noise(&[start, kv_heads * d], 3)];
-                let what = format!("attention {shape:?} over {lengths:?}");
-                let fused = |v: &[Var]| Attention::new(shape, spans.clone()).forward(&v[0], &v[1], &v[2]);
-                agree(&what, &inputs, fused, |v| composed_attention(&shape, &spans, v));
+                let span = |n: &usize| {
+                    start += n;
+                    Span { q: start - n..start, k: start - n..start }
+                };
+                let spans: Vec<Span> = lengths.iter().map(span).collect();
+                attention_agrees(shape, &spans, start, start, &format!("attention {shape:?} over {lengths:?}"));
             }
         }
+    }
+}
+
+#[test]
+fn attention_of_chosen_queries_adds_up_over_the_keys_they_share() {
+    // Two runs of one row, and a row with one query: keys overlap, and some are never asked for.
+    let spans = [Span { q: 0..3, k: 0..5 }, Span { q: 3..80, k: 0..90 }, Span { q: 80..81, k: 95..103 }];
+    for window in [None, Some(7)] {
+        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window };
+        attention_agrees(shape, &spans, 81, 110, &format!("runs with window {window:?}"));
     }
 }
 
@@ -205,10 +246,9 @@ fn attention_over_cached_keys_equals_the_end_of_a_whole_row() {
     let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window: Some(20) };
     let n = 90;
     let (q, k, v) = (noise(&[n, 32], 1), noise(&[n, 16], 2), noise(&[n, 16], 3));
-    let whole = Attention::new(shape, Arc::new(vec![Span { q: 0..n, k: 0..n }])).forward(&q, &k, &v).unwrap();
-    let last = Attention::new(shape, Arc::new(vec![Span { q: 0..5, k: 0..n }]))
-        .forward(&q.narrow(0, n - 5, 5).unwrap().contiguous().unwrap(), &k, &v)
-        .unwrap();
+    let (whole, _) = shape.forward(&[Span { q: 0..n, k: 0..n }], &q, &k, &v).unwrap();
+    let end = q.narrow(0, n - 5, 5).unwrap();
+    let (last, _) = shape.forward(&[Span { q: 0..5, k: 0..n }], &end, &k, &v).unwrap();
     assert_close(&last, &whole.narrow(0, n - 5, 5).unwrap(), "the last five queries");
 }
 
@@ -224,6 +264,7 @@ fn embedding_rows_are_gathered_and_scattered_in_place() {
 #[test]
 fn a_kernel_refuses_what_is_not_f32() {
     let x = noise(&[2, 3], 1).to_dtype(DType::F64).unwrap();
-    let layer = Linear { weight: Weight::Dense(noise(&[4, 3], 2)), bias: None, weight_grad: None, bias_grad: None };
-    assert!(layer.forward(&x).is_err());
+    let weight = Weight::Dense(noise(&[4, 3], 2));
+    let layer = Linear { weight, bias: None, weight_grad: None, bias_grad: None };
+    assert!(layer.forward(&x, Precision::F32).is_err());
 }

@@ -5,18 +5,20 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::kernels::{GradSlot, Mat, MatMut, matmul, with_f32};
-use crate::signal::TeacherSignal;
+use crate::kernels::{GradSlot, Mat, MatMut, Precision, matmul, with_f32};
+use crate::signal::{TeacherRow, TeacherSignal};
 
 /// Elements a chunk of student logits may hold (64 MiB): larger chunks no longer speed the products up.
 const CHUNK_ELEMENTS: usize = 16 << 20;
 /// Rows of a chunk at most.
 const CHUNK_ROWS: usize = 256;
 
-/// The student's output projection: weight `[V, D]`, and where its gradient is summed (None: frozen).
+/// The student's output projection: weight `[V, D]`, where its gradient is summed (None: frozen), and what the products of
+/// its backward pass are rounded to. The logits are f32 always: the gradient q − p is a difference of what they give.
 pub struct StudentHead<'a> {
     pub weight: &'a Tensor,
     pub grad: Option<&'a GradSlot>,
+    pub precision: Precision,
 }
 
 /// Buffers that chunks of logits reuse from step to step.
@@ -42,21 +44,20 @@ impl ChunkedLogits {
         head: &StudentHead,
         signal: Option<&TeacherSignal>,
         with_gradient: bool,
-        row: impl Fn(usize, Option<&[f32]>, &[f32], Option<&mut [f32]>) -> Result<R> + Sync,
+        row: impl Fn(usize, Option<TeacherRow>, &[f32], Option<&mut [f32]>) -> Result<R> + Sync,
     ) -> Result<(Vec<R>, Option<Tensor>)> {
         let (targets, width) = hidden.dims2()?;
         let (vocab, head_width) = head.weight.dims2()?;
         if width != head_width {
             return Err(Error::run(format!("the hidden states are {width} wide, the head takes {head_width}")));
         }
-        let teacher_vocab = signal.map_or(0, TeacherSignal::vocab_size);
-        let shared = teacher_vocab.min(vocab);
-        let limit = self.rows_per_chunk.unwrap_or((CHUNK_ELEMENTS / vocab.max(teacher_vocab)).clamp(1, CHUNK_ROWS));
+        let teacher_width = signal.map_or(0, TeacherSignal::logits_per_target);
+        let limit = self.rows_per_chunk.unwrap_or((CHUNK_ELEMENTS / vocab.max(teacher_width)).clamp(1, CHUNK_ROWS));
         let mut results = Vec::with_capacity(targets);
         let mut d_hidden = vec![0.0f32; if with_gradient { targets * width } else { 0 }];
         for from in (0..targets).step_by(limit) {
             let rows = limit.min(targets - from);
-            self.teacher.resize(rows * teacher_vocab, 0.0);
+            self.teacher.resize(rows * teacher_width, 0.0);
             self.student.resize(rows * vocab, 0.0);
             if let Some(signal) = signal {
                 signal.logits(from, rows, &mut self.teacher)?;
@@ -65,10 +66,12 @@ impl ChunkedLogits {
                 with_f32(head.weight, |weight| -> Result<()> {
                     let hidden = Mat::new(&hidden[from * width..(from + rows) * width], rows, width);
                     let weight = Mat::new(weight, vocab, width);
-                    matmul(hidden, weight.t(), MatMut::new(&mut self.student, rows, vocab), 1.0, false);
+                    matmul(hidden, weight.t(), MatMut::new(&mut self.student, rows, vocab), Precision::F32, false);
                     let teacher = &self.teacher;
-                    let teacher_row =
-                        |i: usize| signal.is_some().then(|| &teacher[i * teacher_vocab..i * teacher_vocab + shared]);
+                    let teacher_row = |i: usize| {
+                        let logits = &teacher[i * teacher_width..(i + 1) * teacher_width];
+                        signal.map(|signal| signal.row(from + i, logits, vocab))
+                    };
                     let chunk: Vec<R> = if with_gradient {
                         // A row's gradient takes the place of its logits, by way of a scratch row that stays in cache.
                         let in_place = |scratch: &mut Vec<f32>, (i, logits): (usize, &mut [f32])| {
@@ -88,9 +91,10 @@ impl ChunkedLogits {
                     if with_gradient {
                         let d_logits = Mat::new(&self.student, rows, vocab);
                         let out = MatMut::new(&mut d_hidden[from * width..(from + rows) * width], rows, width);
-                        matmul(d_logits, weight, out, 1.0, false);
+                        matmul(d_logits, weight, out, head.precision, false);
                         if let Some(slot) = head.grad {
-                            matmul(d_logits.t(), hidden, MatMut::new(&mut slot.lock(), vocab, width), 1.0, true);
+                            let mut grad = slot.lock();
+                            matmul(d_logits.t(), hidden, MatMut::new(&mut grad, vocab, width), head.precision, true);
                         }
                     }
                     Ok(())

@@ -7,7 +7,7 @@ use super::driver::{ChunkedLogits, StudentHead};
 use super::row::{Divergence, LogitRow};
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
-use crate::signal::{Needs, TeacherSignal};
+use crate::signal::{Needs, TeacherRow, TeacherSignal};
 
 /// Undivided sums over targets, in nats. What was not computed is None.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -113,14 +113,20 @@ impl Objective {
         let label_scale = (w / n) as f32;
         let inverse_temperature = (1.0 / self.temperature) as f32;
         let divergence = self.divergence.as_deref();
-        let row = |i: usize, teacher: Option<&[f32]>, student: &[f32], gradient: Option<&mut [f32]>| {
+        let row = |i: usize, teacher: Option<TeacherRow>, student: &[f32], gradient: Option<&mut [f32]>| {
             let Some(gradient) = gradient else { return Err(Error::run("a training row without a gradient")) };
             let q = LogitRow::new(student, 1.0);
             let d = match (divergence, teacher) {
                 (Some(divergence), Some(teacher)) => {
-                    let p = checked_teacher_row(teacher, inverse_temperature, batch, i)?;
                     let q = if inverse_temperature == 1.0 { q } else { LogitRow::new(student, inverse_temperature) };
-                    divergence.row(p, q, Some((&mut *gradient, divergence_scale)))
+                    let into = Some((&mut *gradient, divergence_scale));
+                    match teacher {
+                        TeacherRow::Logits(logits) => {
+                            let p = checked_teacher_row(logits, inverse_temperature, batch, i)?;
+                            divergence.row(p, q, into)
+                        }
+                        TeacherRow::TopK(p) => divergence.top_k_row(p, q, into),
+                    }
                 }
                 (Some(_), None) => return Err(Error::run("a divergence was asked for without a teacher's signal")),
                 (None, _) => 0.0,

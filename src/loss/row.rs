@@ -1,7 +1,7 @@
 //! One target's logits, and the seam on which divergences plug in.
 
 use crate::kernels::math;
-use crate::signal::Needs;
+use crate::signal::{Needs, TopKRow};
 
 /// Logits of one target with log Σ exp(z / T), from which any log-probability is one multiply-add away.
 #[derive(Clone, Copy)]
@@ -50,4 +50,8 @@ pub trait Divergence: Send + Sync {
     /// Returns D(p, q). With `gradient = (g, scale)` it also adds scale · ∂D/∂z to g, z the student's logits
     /// (not divided by T).
     fn row(&self, teacher: LogitRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64;
+
+    /// [`Self::row`] for a teacher of which only the likeliest tokens are known: they and one bucket that holds all others,
+    /// on both sides. With every token known it is the same; otherwise it is no more.
+    fn top_k_row(&self, teacher: TopKRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64;
 }

@@ -1,6 +1,6 @@
 //! One pre-norm decoder block: attention and a gated MLP, each added to the residual stream.
-
-use std::sync::Arc;
+//!
+//! The forward pass of a training step keeps what the backward pass cannot cheaply compute again: [`Saved`].
 
 use candle_core::Tensor;
 
@@ -9,12 +9,21 @@ use super::kv_cache::LayerCache;
 use super::parameter::{Parameter, Parameters};
 use super::tensors::block_tensor;
 use crate::error::Result;
-use crate::kernels::{Attention, AttentionShape, Linear, RmsNorm, Rope, Span, SwiGlu};
+use crate::kernels::{
+    AttentionShape, Linear, Precision, RmsNorm, Rope, Span, add_rows, gather_rows, overwrite, swiglu, swiglu_backward,
+    with_f32,
+};
 
-/// Tokens of one forward pass: where the rows lie and the angles of their positions.
+/// Tokens of one forward pass: where the rows lie, and the angles of their positions.
 pub(super) struct Layout {
-    pub spans: Arc<Vec<Span>>,
+    pub spans: Vec<Span>,
     pub rope: Rope,
+}
+
+/// The part of a batch whose outputs anybody reads: which rows, where their queries attend, and their angles.
+pub(super) struct Asked {
+    pub rows: Vec<u32>,
+    pub layout: Layout,
 }
 
 #[derive(Debug)]
@@ -30,6 +39,23 @@ pub(super) struct Block {
     gate: Linear,
     up: Linear,
     down: Linear,
+}
+
+/// What the backward pass needs of a block's forward: `[T, …]` each, or `[N, …]` where only N rows were asked for.
+pub(super) struct Saved {
+    /// The block's input.
+    x: Tensor,
+    /// Queries and keys before norm and rotation.
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mixed: Tensor,
+    /// log Σ exp of each query's scores.
+    lse: Vec<f32>,
+    /// The residual stream between attention and MLP.
+    middle: Tensor,
+    gate: Tensor,
+    up: Tensor,
 }
 
 impl Block {
@@ -63,25 +89,117 @@ impl Block {
         })
     }
 
-    /// `[T, D]` to `[T, D]`. With a cache the keys and values before these tokens come from it, and theirs are added.
-    pub fn forward(&self, x: &Tensor, layout: &Layout, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+    /// `[T, D]` to `[T, D]`, or to `[N, D]` with the N rows that are `asked` for: keys and values are those of all rows,
+    /// queries and MLP run for these alone.
+    ///
+    /// Products round to `precision`; norms, attention and the residual stream are f32.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        layout: &Layout,
+        asked: Option<&Asked>,
+        precision: Precision,
+    ) -> Result<(Tensor, Saved)> {
         let h = self.attention_norm.forward(x)?;
-        let (mut q, mut k, v) = (self.q.forward(&h)?, self.k.forward(&h)?, self.v.forward(&h)?);
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
-        }
-        let (q, k) = (layout.rope.forward(&q)?, layout.rope.forward(&k)?);
-        let attention = Attention::new(self.shape, layout.spans.clone());
-        let mixed = match cache {
-            Some(cache) => {
-                let (k, v) = cache.append(&k, &v)?;
-                attention.forward(&q, &k, &v)?
-            }
-            None => attention.forward(&q, &k, &v)?,
-        };
-        let x = (x + self.o.forward(&mixed)?)?;
-        let h = self.mlp_norm.forward(&x)?;
-        let h = SwiGlu.forward(&self.gate.forward(&h)?, &self.up.forward(&h)?)?;
-        Ok((x + self.down.forward(&h)?)?)
+        let (k, v) = (self.k.forward(&h, precision)?, self.v.forward(&h, precision)?);
+        let q = self.q.forward(&select(&h, asked)?, precision)?;
+        drop(h);
+        let queries = asked.map_or(layout, |asked| &asked.layout);
+        let (rotated_q, rotated_k) = self.rotated(&q, &k, &queries.rope, &layout.rope)?;
+        let (mixed, lse) = self.shape.forward(&queries.spans, &rotated_q, &rotated_k, &v)?;
+        let middle = self.o.forward_onto(&mixed, &select(x, asked)?, precision)?;
+        let (gate, up) = self.gate_and_up(&middle, precision)?;
+        let y = self.down.forward_onto(&swiglu(&gate, &up)?, &middle, precision)?;
+        Ok((y, Saved { x: x.clone(), q, k, v, mixed, lse, middle, gate, up }))
     }
+
+    /// One row's next tokens in f32, `[T, D]` to `[T, D]`: keys and values before them come from the cache, and theirs are added.
+    pub fn forward_cached(&self, x: &Tensor, layout: &Layout, cache: &mut LayerCache) -> Result<Tensor> {
+        let precision = Precision::F32;
+        let h = self.attention_norm.forward(x)?;
+        let (k, v) = (self.k.forward(&h, precision)?, self.v.forward(&h, precision)?);
+        let q = self.q.forward(&h, precision)?;
+        let (q, k) = self.rotated(&q, &k, &layout.rope, &layout.rope)?;
+        let (k, v) = cache.append(&k, &v)?;
+        let (mixed, _) = self.shape.forward(&layout.spans, &q, &k, &v)?;
+        let middle = self.o.forward_onto(&mixed, x, precision)?;
+        let (gate, up) = self.gate_and_up(&middle, precision)?;
+        Ok(self.down.forward_onto(&swiglu(&gate, &up)?, &middle, precision)?)
+    }
+
+    /// Adds the parameters' gradients to their slots and returns ∂x, `[T, D]`, given ∂y of [`Self::forward`].
+    pub fn backward(
+        &self,
+        saved: Saved,
+        layout: &Layout,
+        asked: Option<&Asked>,
+        dy: Tensor,
+        precision: Precision,
+    ) -> Result<Tensor> {
+        let Saved { x, q, k, v, mixed, lse, middle, gate, up } = saved;
+        // MLP
+        let d_gated = self.down.backward(&swiglu(&gate, &up)?, &dy, None, precision)?;
+        let (d_gate, d_up) = swiglu_backward(&gate, &up, &d_gated)?;
+        drop((d_gated, gate, up));
+        let h = self.mlp_norm.forward(&middle)?;
+        let d_h = self.gate.backward(&h, &d_gate, None, precision)?;
+        let d_h = self.up.backward(&h, &d_up, Some(d_h), precision)?;
+        drop((h, d_gate, d_up));
+        let d_middle = self.mlp_norm.backward(&middle, &d_h, Some(&dy))?;
+        drop((middle, d_h, dy));
+        // Attention
+        let d_mixed = self.o.backward(&mixed, &d_middle, None, precision)?;
+        let queries = asked.map_or(layout, |asked| &asked.layout);
+        let (rotated_q, rotated_k) = self.rotated(&q, &k, &queries.rope, &layout.rope)?;
+        let [d_q, d_k, d_v] =
+            self.shape.backward(&queries.spans, (&rotated_q, &rotated_k, &v), (&mixed, &lse), &d_mixed)?;
+        drop((rotated_q, rotated_k, v, mixed, d_mixed));
+        let (mut d_q, mut d_k) = (queries.rope.backward(&d_q)?, layout.rope.backward(&d_k)?);
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            (d_q, d_k) = (q_norm.backward(&q, &d_q, None)?, k_norm.backward(&k, &d_k, None)?);
+        }
+        let h = self.attention_norm.forward(&x)?;
+        let d_h = self.k.backward(&h, &d_k, None, precision)?;
+        let d_h = self.v.backward(&h, &d_v, Some(d_h), precision)?;
+        match asked {
+            None => {
+                let d_h = self.q.backward(&h, &d_q, Some(d_h), precision)?;
+                Ok(self.attention_norm.backward(&x, &d_h, Some(&d_middle))?)
+            }
+            Some(Asked { rows, .. }) => {
+                let d_asked = self.q.backward(&select(&h, asked)?, &d_q, None, precision)?;
+                scatter(&d_h, rows, &d_asked)?;
+                let dx = self.attention_norm.backward(&x, &d_h, None)?;
+                scatter(&dx, rows, &d_middle)?;
+                Ok(dx)
+            }
+        }
+    }
+
+    fn rotated(&self, q: &Tensor, k: &Tensor, q_rope: &Rope, k_rope: &Rope) -> Result<(Tensor, Tensor)> {
+        Ok(match &self.qk_norm {
+            Some((q_norm, k_norm)) => (q_rope.forward(&q_norm.forward(q)?)?, k_rope.forward(&k_norm.forward(k)?)?),
+            None => (q_rope.forward(q)?, k_rope.forward(k)?),
+        })
+    }
+
+    fn gate_and_up(&self, middle: &Tensor, precision: Precision) -> Result<(Tensor, Tensor)> {
+        let h = self.mlp_norm.forward(middle)?;
+        Ok((self.gate.forward(&h, precision)?, self.up.forward(&h, precision)?))
+    }
+}
+
+/// The rows that are asked for, `[N, D]`; all of them without a question.
+fn select(x: &Tensor, asked: Option<&Asked>) -> Result<Tensor> {
+    let Some(Asked { rows, .. }) = asked else { return Ok(x.clone()) };
+    let width = x.dim(1)?;
+    let selected = with_f32(x, |x| gather_rows(x, width, rows))?;
+    Ok(Tensor::from_vec(selected, (rows.len(), width), x.device())?)
+}
+
+/// `to[rows[i]] += from[i]`
+fn scatter(to: &Tensor, rows: &[u32], from: &Tensor) -> Result<()> {
+    let width = to.dim(1)?;
+    with_f32(from, |from| overwrite(to, |to| add_rows(to, width, rows, from)))??;
+    Ok(())
 }

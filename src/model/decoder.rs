@@ -1,13 +1,11 @@
 //! The one decoder behind teacher and student.
 //!
-//! A forward pass for training keeps a graph per block, cut at the block's input; the backward pass walks the blocks
-//! from the last to the first and drops each graph as it goes.
+//! A forward pass for training keeps each block's activations; the backward pass walks the blocks from the last to the
+//! first and frees them as it goes.
 
-use std::sync::Arc;
+use candle_core::{Device, Tensor};
 
-use candle_core::{Device, Tensor, Var};
-
-use super::block::{Block, Layout};
+use super::block::{Asked, Block, Layout, Saved};
 use super::config::ModelConfig;
 use super::kv_cache::{KvCache, LayerCache};
 use super::parameter::{Parameter, Parameters};
@@ -15,9 +13,9 @@ use super::tensors::{EMBEDDING, FINAL_NORM, HEAD};
 use super::weights::Weights;
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
-use crate::kernels::{RmsNorm, Rope, Span, Weight, add_rows, backward_from, gather_rows, with_f32};
+use crate::kernels::{Precision, RmsNorm, Rope, Span, Weight, add_rows, gather_rows, with_f32};
 
-/// A Llama-like causal language model on the CPU in f32.
+/// A Llama-like causal language model on the CPU.
 #[derive(Debug)]
 pub struct Decoder {
     config: ModelConfig,
@@ -41,12 +39,20 @@ pub enum Keep {
 pub struct Trace {
     tokens: Vec<u32>,
     layout: Layout,
-    /// Input of each block, and what came out of it if that was kept.
-    blocks: Vec<(Var, Option<Tensor>)>,
-    /// Input and output of the final norm.
-    last: (Var, Tensor),
-    /// Final hidden states at the target rows, `[N, D]`, without a graph.
+    asked: Asked,
+    precision: Precision,
+    /// What each block kept.
+    blocks: Vec<Kept>,
+    /// Input of the final norm, `[N, D]`.
+    last: Tensor,
+    /// Final hidden states at the target rows, `[N, D]`.
     pub hidden: Tensor,
+}
+
+/// What is kept of one block.
+enum Kept {
+    Activations(Box<Saved>),
+    Input(Tensor),
 }
 
 impl Decoder {
@@ -57,7 +63,8 @@ impl Decoder {
 
     /// Builds the decoder around parameters that are exactly the tensors of `config`.
     pub fn from_parameters(config: ModelConfig, parameters: Parameters) -> Result<Self> {
-        let blocks = (0..config.layers).map(|i| Block::new(&config, &parameters, i)).collect::<Result<_>>()?;
+        let block = |i| Block::new(&config, &parameters, i);
+        let blocks = (0..config.layers).map(block).collect::<Result<_>>()?;
         let norm = Parameter::rms_norm(parameters.get(FINAL_NORM)?, config.rms_norm_eps)?;
         let inverse_frequencies = config.rope_scaling.inverse_frequencies(config.rope_theta, config.head_dim);
         Ok(Self { config, parameters, blocks, norm, inverse_frequencies })
@@ -76,68 +83,71 @@ impl Decoder {
         self.parameters.get(if self.config.tied_head { EMBEDDING } else { HEAD })
     }
 
+    /// Hidden states through the head, `[n, D]` to `[n, V]`: all at once, so for few rows.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let (rows, vocab) = (hidden.dim(0)?, self.config.vocab_size);
+        let mut logits = vec![0.0f32; rows * vocab];
+        let head = &self.head()?.weight;
+        with_f32(hidden, |hidden| head.project(hidden, &mut logits, Precision::F32, false))??;
+        Ok(Tensor::from_vec(logits, (rows, vocab), &Device::Cpu)?)
+    }
+
     fn embedding(&self) -> Result<&Parameter> {
         self.parameters.get(EMBEDDING)
     }
 
-    /// Final hidden states at the batch's target rows, `[N, D]`; no graph is built.
+    /// Final hidden states at the batch's target rows, `[N, D]`, in f32 whatever the student trains in: what a saved folder
+    /// will say. The last block runs its queries and its MLP for these
+    /// rows alone.
     pub fn hidden(&self, batch: &Batch) -> Result<Tensor> {
-        let layout = self.layout(batch);
+        let (layout, asked) = self.layout(batch);
         let mut x = self.embed(&batch.tokens)?;
-        for block in &self.blocks {
-            x = block.forward(&x, &layout, None)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, &layout, self.asked_of(i, &asked), Precision::F32)?.0;
         }
-        Ok(self.norm.forward(&self.select(&x, &batch.target_rows)?)?)
+        Ok(self.norm.forward(&x)?)
     }
 
-    /// [`Self::hidden`] for training.
-    pub fn trace(&self, batch: &Batch, keep: Keep) -> Result<Trace> {
-        let layout = self.layout(batch);
+    /// [`Self::hidden`] for training; the products of the blocks, here and in the backward pass, round to `precision`.
+    pub fn trace(&self, batch: &Batch, keep: Keep, precision: Precision) -> Result<Trace> {
+        let (layout, asked) = self.layout(batch);
         let mut blocks = Vec::with_capacity(self.blocks.len());
         let mut x = self.embed(&batch.tokens)?;
-        for block in &self.blocks {
-            let input = Var::from_tensor(&x)?;
-            let (output, kept) = match keep {
-                Keep::Activations => {
-                    let output = block.forward(&input, &layout, None)?;
-                    (output.detach(), Some(output))
-                }
-                Keep::Inputs => (block.forward(&input.as_detached_tensor(), &layout, None)?, None),
-            };
-            x = output;
-            blocks.push((input, kept));
+        for (i, block) in self.blocks.iter().enumerate() {
+            let (y, saved) = block.forward(&x, &layout, self.asked_of(i, &asked), precision)?;
+            blocks.push(match keep {
+                Keep::Activations => Kept::Activations(Box::new(saved)),
+                Keep::Inputs => Kept::Input(x),
+            });
+            x = y;
         }
-        let input = Var::from_tensor(&x)?;
-        let rows = Tensor::new(batch.target_rows.as_slice(), &Device::Cpu)?;
-        let output = self.norm.forward(&input.index_select(&rows, 0)?)?;
-        let hidden = output.detach();
-        Ok(Trace { tokens: batch.tokens.clone(), layout, blocks, last: (input, output), hidden })
+        let hidden = self.norm.forward(&x)?;
+        Ok(Trace { tokens: batch.tokens.clone(), layout, asked, precision, blocks, last: x, hidden })
     }
 
-    /// Adds the gradient of every parameter but the head's own share, given ∂loss/∂hidden, `[N, D]`.
+    /// Adds the gradient of every parameter but the head's own share, given ∂loss/∂hidden, `[N, D]`. Each block's
+    /// activations are freed as soon as they have been used.
     pub fn backward(&self, trace: Trace, d_hidden: Tensor) -> Result<()> {
-        let through = |input: &Var, output: &Tensor, gradient: &Tensor| -> Result<Tensor> {
-            let mut grads = backward_from(output, gradient)?;
-            // Detached, or the graph that made it would live on.
-            Ok(grads.remove(input).ok_or_else(|| Error::run("a block passed no gradient on"))?.detach())
-        };
-        let (input, output) = trace.last;
-        let mut gradient = through(&input, &output, &d_hidden)?;
-        drop((input, output));
-        for (block, (input, output)) in self.blocks.iter().zip(trace.blocks).rev() {
-            let output = match output {
-                Some(output) => output,
-                None => block.forward(&input, &trace.layout, None)?,
+        let Trace { tokens, layout, asked, precision, blocks, last, .. } = trace;
+        let mut gradient = self.norm.backward(&last, &d_hidden, None)?;
+        drop((last, d_hidden));
+        for (i, (block, kept)) in self.blocks.iter().zip(blocks).enumerate().rev() {
+            let asked = self.asked_of(i, &asked);
+            let saved = match kept {
+                Kept::Activations(saved) => *saved,
+                Kept::Input(x) => block.forward(&x, &layout, asked, precision)?.1,
             };
-            gradient = through(&input, &output, &gradient)?;
+            gradient = block.backward(saved, &layout, asked, gradient, precision)?;
         }
-        let embedding = self.embedding()?;
-        if let Some(slot) = &embedding.grad {
-            with_f32(&gradient.contiguous()?, |rows| {
-                add_rows(&mut slot.lock(), self.config.hidden_size, &trace.tokens, rows)
-            })?;
+        if let Some(slot) = &self.embedding()?.grad {
+            with_f32(&gradient, |rows| add_rows(&mut slot.lock(), self.config.hidden_size, &tokens, rows))?;
         }
         Ok(())
+    }
+
+    /// Only the last block is asked for the target rows alone: the others feed keys and values.
+    fn asked_of<'a>(&self, block: usize, asked: &'a Asked) -> Option<&'a Asked> {
+        (block + 1 == self.blocks.len()).then_some(asked)
     }
 
     /// Feeds the next tokens of one row and returns the final hidden state of the last, `[1, D]`.
@@ -150,20 +160,27 @@ impl Decoder {
         let end = start + tokens.len();
         let positions: Vec<u32> = (start as u32..end as u32).collect();
         let layout = Layout {
-            spans: Arc::new(vec![Span { q: 0..tokens.len(), k: 0..end }]),
+            spans: vec![Span { q: 0..tokens.len(), k: 0..end }],
             rope: Rope::new(&positions, &self.inverse_frequencies),
         };
         let mut x = self.embed(tokens)?;
         for (block, cache) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.forward(&x, &layout, Some(cache))?;
+            x = block.forward_cached(&x, &layout, cache)?;
         }
         cache.tokens = end;
-        Ok(self.norm.forward(&self.select(&x, &[tokens.len() as u32 - 1])?)?)
+        Ok(self.norm.forward(&x.narrow(0, tokens.len() - 1, 1)?)?)
     }
 
-    fn layout(&self, batch: &Batch) -> Layout {
+    /// Where all tokens attend, and where the targets do.
+    fn layout(&self, batch: &Batch) -> (Layout, Asked) {
+        let rope = |positions: &[u32]| Rope::new(positions, &self.inverse_frequencies);
         let spans = batch.cu_lens.windows(2).map(|w| Span { q: w[0]..w[1], k: w[0]..w[1] }).collect();
-        Layout { spans: Arc::new(spans), rope: Rope::new(&batch.positions, &self.inverse_frequencies) }
+        let positions: Vec<u32> = batch.target_rows.iter().map(|&row| batch.positions[row as usize]).collect();
+        let asked = Asked {
+            rows: batch.target_rows.clone(),
+            layout: Layout { spans: spans_of_targets(batch), rope: rope(&positions) },
+        };
+        (Layout { spans, rope: rope(&batch.positions) }, asked)
     }
 
     fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
@@ -180,10 +197,20 @@ impl Decoder {
         };
         Ok(Tensor::from_vec(rows, (tokens.len(), width), &Device::Cpu)?)
     }
+}
 
-    fn select(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-        let width = self.config.hidden_size;
-        let selected = with_f32(x, |x| gather_rows(x, width, rows))?;
-        Ok(Tensor::from_vec(selected, (rows.len(), width), &Device::Cpu)?)
+/// One span for each run of neighbouring targets: its queries, numbered by target, and the row's keys up to its end.
+fn spans_of_targets(batch: &Batch) -> Vec<Span> {
+    let mut spans: Vec<Span> = vec![];
+    for (row, targets) in batch.cu_lens.windows(2).zip(batch.cu_targets.windows(2)) {
+        let first = spans.len();
+        for target in targets[0]..targets[1] {
+            let at = batch.target_rows[target] as usize;
+            match spans[first..].last_mut() {
+                Some(span) if span.k.end == at => (span.q.end, span.k.end) = (target + 1, at + 1),
+                _ => spans.push(Span { q: target..target + 1, k: row[0]..at + 1 }),
+            }
+        }
     }
+    spans
 }

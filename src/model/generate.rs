@@ -46,11 +46,10 @@ pub fn generate(
         _ => Sampling::ArgMax,
     };
     let mut sampler = LogitsProcessor::from_sampling(options.seed, sampling);
-    let head = model.head()?.tensor()?.t()?;
     let mut cache = KvCache::default();
     let mut hidden = model.next_hidden(prompt, &mut cache)?;
     for left in (0..options.max_tokens).rev() {
-        let token = sampler.sample(&hidden.matmul(&head)?.squeeze(0)?)?;
+        let token = sampler.sample(&model.logits(&hidden)?.squeeze(0)?)?;
         if stop.contains(&token) {
             return Ok(Finish::Stop);
         }

@@ -19,10 +19,11 @@ pub use kv_cache::KvCache;
 pub use parameter::{Parameter, Parameters};
 pub use rope::RopeScaling;
 pub use tensors::TensorSpec;
-use weights::load_packed as load_packed_weights;
+use weights::load_frozen as load_frozen_weights;
 pub use weights::{Weights, load as load_weights, weight_files};
 
 use crate::error::Result;
+use crate::kernels::{Precision, Weight};
 
 impl Decoder {
     /// Loads a Hugging Face model folder: config.json and its safetensors.
@@ -32,16 +33,17 @@ impl Decoder {
         Self::new(config, weights, trainable)
     }
 
-    /// Freezes `weights` with their matrices in bf16.
-    pub fn packed(config: ModelConfig, weights: Weights) -> Result<Self> {
-        let pack = |(name, tensor)| Ok((name, weights::pack(tensor)?));
-        Self::from_parameters(config, Parameters::frozen(weights.into_iter().map(pack).collect::<Result<_>>()?))
+    /// Freezes `weights`, their matrices packed.
+    pub fn frozen(config: ModelConfig, weights: Weights, precision: Precision) -> Result<Self> {
+        let freeze = |(name, tensor)| Ok((name, Weight::frozen(tensor, precision)?));
+        let parameters = Parameters::frozen(weights.into_iter().map(freeze).collect::<Result<_>>()?);
+        Self::from_parameters(config, parameters)
     }
 
-    /// Loads a folder to be frozen, its matrices in bf16.
-    pub fn load_packed(folder: &Path) -> Result<Self> {
+    /// Loads a folder to be frozen, its matrices packed.
+    pub fn load_frozen(folder: &Path, precision: Precision) -> Result<Self> {
         let config = ModelConfig::read(folder)?;
-        let weights = load_packed_weights(folder, &config)?;
-        Self::from_parameters(config, Parameters::frozen(weights))
+        let parameters = Parameters::frozen(load_frozen_weights(folder, &config, precision)?);
+        Self::from_parameters(config, parameters)
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
@@ -11,7 +10,7 @@ use rayon::prelude::*;
 use super::config::ModelConfig;
 use super::tensors::{HEAD, TensorSpec};
 use crate::error::{Error, Result};
-use crate::kernels::{PackedBf16, Weight, with_f32};
+use crate::kernels::{Precision, Weight, with_f32};
 
 /// Tensors by name.
 pub type Weights = BTreeMap<String, Tensor>;
@@ -53,19 +52,9 @@ pub fn load(folder: &Path, config: &ModelConfig) -> Result<Weights> {
     load_each(folder, config, |_, tensor| Ok(tensor))
 }
 
-/// [`load`] for a frozen model: each matrix is packed in bf16 as soon as it is read, so that no f32 model ever exists.
-pub fn load_packed(folder: &Path, config: &ModelConfig) -> Result<BTreeMap<String, Weight>> {
-    load_each(folder, config, |_, tensor| pack(tensor))
-}
-
-/// A matrix in bf16; anything else as it is.
-pub fn pack(tensor: Tensor) -> Result<Weight> {
-    match *tensor.dims() {
-        [outer, inner] => {
-            Ok(Weight::Packed(Arc::new(with_f32(&tensor, |values| PackedBf16::new(values, outer, inner))?)))
-        }
-        _ => Ok(Weight::Dense(tensor)),
-    }
+/// [`load`] for a model that never learns: each matrix is packed as soon as it is read, so that no second copy ever exists.
+pub fn load_frozen(folder: &Path, config: &ModelConfig, precision: Precision) -> Result<BTreeMap<String, Weight>> {
+    load_each(folder, config, |_, tensor| Ok(Weight::frozen(tensor, precision)?))
 }
 
 fn load_each<T: Send>(

@@ -27,7 +27,7 @@ pub fn pruned(model: &Decoder, layers: &[usize]) -> Result<(ModelConfig, Weights
     let sources = block_names(layers);
     let copies = cut.tensors().into_iter().map(|spec| {
         let source = source_name(&spec.name, &sources);
-        let tensor: Tensor = model.parameters().get(&source)?.tensor()?.copy()?;
+        let tensor: Tensor = model.parameters().get(&source)?.weight.values()?.copy()?;
         Ok((spec.name, tensor))
     });
     Ok((cut.clone(), copies.collect::<Result<_>>()?))

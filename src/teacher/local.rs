@@ -5,9 +5,8 @@ use std::sync::Arc;
 use super::Teacher;
 use crate::corpus::Batch;
 use crate::error::Result;
-use crate::kernels::Weight;
 use crate::model::Decoder;
-use crate::signal::{Capabilities, DenseHead, Head, Needs, PackedHead, TeacherSignal};
+use crate::signal::{Capabilities, Head, Needs, TeacherSignal, WeightHead};
 
 /// A frozen decoder: its signal is hidden states and its head.
 pub struct LocalTeacher {
@@ -17,10 +16,7 @@ pub struct LocalTeacher {
 
 impl LocalTeacher {
     pub fn new(decoder: Arc<Decoder>) -> Result<Self> {
-        let head: Arc<dyn Head> = match &decoder.head()?.weight {
-            Weight::Dense(weight) => Arc::new(DenseHead(weight.clone())),
-            Weight::Packed(weight) => Arc::new(PackedHead(weight.clone())),
-        };
+        let head = Arc::new(WeightHead(decoder.head()?.weight.clone()));
         Ok(Self { decoder, head })
     }
 

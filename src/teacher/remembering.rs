@@ -69,7 +69,8 @@ mod tests {
 
     use super::*;
     use crate::corpus::{Row, RowRef};
-    use crate::signal::DenseHead;
+    use crate::kernels::Weight;
+    use crate::signal::WeightHead;
 
     /// Counts how often it is asked.
     struct Counting(AtomicUsize);
@@ -87,7 +88,7 @@ mod tests {
             self.0.fetch_add(1, Ordering::Relaxed);
             let head = Tensor::zeros((3, 2), DType::F32, &Device::Cpu)?;
             let states = Tensor::ones((batch.valid_tokens(), 2), DType::F32, &Device::Cpu)?;
-            Ok(TeacherSignal::Hidden { states, head: Arc::new(DenseHead(head)) })
+            Ok(TeacherSignal::Hidden { states, head: Arc::new(WeightHead(Weight::Dense(head))) })
         }
     }
 

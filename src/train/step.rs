@@ -6,6 +6,7 @@ use super::clip;
 use super::optim::AdamW;
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
+use crate::kernels::Precision;
 use crate::loss::{Objective, StudentHead, Sums};
 use crate::model::{Decoder, Keep};
 use crate::teacher::Teacher;
@@ -50,6 +51,8 @@ pub struct Stepper<'a> {
     pub optimizer: AdamW,
     pub max_grad_norm: f64,
     pub keep: Keep,
+    /// What the student's products are rounded to; weights, gradients, logits and all else are f32.
+    pub precision: Precision,
 }
 
 impl Stepper<'_> {
@@ -63,9 +66,9 @@ impl Stepper<'_> {
         for batch in micro.iter().filter(|b| b.valid_tokens() > 0) {
             let teacher = self.teacher.filter(|_| self.objective.uses_teacher());
             let signal = timed(&mut phases.teacher, || teacher.map(|t| t.signal(batch, &needs)).transpose())?;
-            let trace = timed(&mut phases.forward, || self.student.trace(batch, self.keep))?;
+            let trace = timed(&mut phases.forward, || self.student.trace(batch, self.keep, self.precision))?;
             let head = self.student.head()?;
-            let head = StudentHead { weight: head.tensor()?, grad: head.grad.as_ref() };
+            let head = StudentHead { weight: head.tensor()?, grad: head.grad.as_ref(), precision: self.precision };
             let objective = &mut self.objective;
             let out = timed(&mut phases.head, || objective.run(&trace.hidden, &head, signal.as_ref(), batch, valid))?;
             timed(&mut phases.backward, || self.student.backward(trace, out.d_hidden))?;

@@ -102,6 +102,7 @@ beta2 = 0.95
 epsilon = 1e-6
 weight_decay = 0.1
 max_grad_norm = 0.5
+dtype = "bf16"
 checkpoint_activations = true
 [eval]
 every_steps = 9

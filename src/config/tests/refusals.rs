@@ -94,7 +94,6 @@ fn what_is_not_built_yet_is_refused_and_what_is_there_is_named() {
         "loss.beta=0.5",
         "loss.lambda=0.1",
         "loss.normalize=true",
-        "train.dtype=bf16",
         "train.tf32=true",
         "cache.k=64",
         "rollout.fraction=1",

@@ -1,0 +1,211 @@
+//! The blocked product around the micro-kernel.
+//!
+//! Loop order: inner blocks whose panel stays in the first-level cache, then panels, then tiles of rows. A sum runs over
+//! the whole inner index in order, whatever the blocks, the number of rows and of threads: results do not depend on them.
+
+use std::cell::Cell;
+
+use rayon::prelude::*;
+
+use super::super::Simd;
+use super::library::matmul_parallel;
+use super::panels::Panels;
+use super::precision::Precision;
+use super::{Mat, MatMut};
+
+/// Whether our own kernel runs in this precision here.
+pub fn is_native(precision: Precision) -> bool {
+    match precision {
+        Precision::F32 => Simd::level() >= Simd::Avx512,
+        Precision::Bf16 => Simd::level() >= Simd::Avx512Bf16,
+    }
+}
+
+/// Units of a right-hand operand that is packed at once: 8 MiB, which the last-level cache holds.
+const SLAB: usize = 2 << 20;
+
+/// `c ← a · b`, or `c ← c + a · b` with `accumulate`, on all threads. a `[m, k]`, b `[k, n]`, c `[m, n]`.
+///
+/// bf16 rounds a and b where the CPU multiplies bf16 ([`Precision::is_native`]); elsewhere the product is f32.
+pub fn matmul(a: Mat, b: Mat, mut c: MatMut, precision: Precision, accumulate: bool) {
+    assert!(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols, "matrix shapes do not fit");
+    if !is_native(precision) {
+        return matmul_parallel(a, b, c, accumulate);
+    }
+    thread_local!(static WORKSPACE: Cell<Panels> = Cell::default());
+    let mut panels = WORKSPACE.take();
+    let (inner, outer) = (b.rows, b.cols);
+    if inner == 0 && !accumulate {
+        c.zero();
+    }
+    // Few outputs: all of them at once, the inner index in pieces; otherwise the outputs in pieces.
+    let width = outer.min((SLAB / inner.max(1)).max(512)).next_multiple_of(32);
+    let depth = (SLAB / width).max(512) * precision.group();
+    for from in (0..outer).step_by(width) {
+        let outputs = from..outer.min(from + width);
+        for k in (0..inner).step_by(depth) {
+            let block = k..inner.min(k + depth);
+            panels.pack(b.t().select_rows(outputs.clone()).select_cols(block.clone()), precision);
+            panels.multiply(a.select_cols(block), c.select_cols(outputs.clone()), accumulate || k > 0);
+        }
+    }
+    WORKSPACE.set(panels);
+}
+
+impl Precision {
+    /// Whether this CPU multiplies in this precision with our own kernel.
+    pub fn is_native(self) -> bool {
+        is_native(self)
+    }
+}
+
+impl Panels {
+    /// `y ← x Wᵀ`, or `y ← y + x Wᵀ` with `accumulate`: x `[rows, inner]`, y `[rows, outer]`, W this matrix. x is rounded
+    /// as W is where the CPU multiplies so natively.
+    pub fn project(&self, x: &[f32], y: &mut [f32], accumulate: bool) {
+        let rows = x.len() / self.inner;
+        let (x, y) = (Mat::new(x, rows, self.inner), MatMut::new(y, rows, self.outer));
+        self.multiply(x, y, accumulate);
+    }
+
+    fn multiply(&self, x: Mat, y: MatMut, accumulate: bool) {
+        assert!(x.cols == self.inner && y.cols == self.outer && x.rows == y.rows, "the shapes do not fit");
+        #[cfg(target_arch = "x86_64")]
+        if is_native(self.precision) {
+            return native::multiply(self, x, y, accumulate);
+        }
+        self.multiply_unpacked(x, y, accumulate);
+    }
+
+    /// The same through f32: unpacks a group of panels at a time.
+    pub(super) fn multiply_unpacked(&self, x: Mat, mut y: MatMut, accumulate: bool) {
+        const OUTPUTS: usize = 512;
+        let mut unpacked = vec![0.0f32; OUTPUTS.min(self.outer) * self.inner];
+        for from in (0..self.outer).step_by(OUTPUTS) {
+            let outputs = from..self.outer.min(from + OUTPUTS);
+            let rows = unpacked.par_chunks_mut(self.inner).zip(outputs.clone());
+            rows.for_each(|(row, o)| self.row(o, row));
+            let weight = Mat::new(&unpacked, outputs.len(), self.inner).t();
+            matmul_parallel(x, weight, y.select_cols(outputs), accumulate);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod native {
+    use super::super::avx512::{Place, ROWS, Rows, tile};
+    use super::super::panels::PANEL;
+    use super::super::precision::{copy_bits, pair_columns, pair_up};
+    use super::*;
+    use crate::kernels::math::vectorize;
+
+    /// Units of the inner index per block: 12 rows of them stay in the first-level cache.
+    const UNITS: usize = 512;
+    /// Units of all panels that a tile of rows goes through before the next (384 KiB): they stay in the second-level cache.
+    const GROUP: usize = 3072;
+    /// Tiles of rows per task at most.
+    const TILES: usize = 20;
+
+    /// Where tasks write disjoint blocks.
+    struct Output(*mut f32);
+    // SAFETY: tasks write disjoint elements, and the slice behind the pointer outlives them.
+    unsafe impl Sync for Output {}
+
+    pub fn multiply(weight: &Panels, x: Mat, y: MatMut, accumulate: bool) {
+        let units = weight.units();
+        let panels = weight.outer.div_ceil(PANEL);
+        let work = Split::new(x.rows.div_ceil(ROWS), panels);
+        let depth = units.div_ceil(units.div_ceil(UNITS).max(1)).max(1);
+        let grouped = (GROUP / depth).max(1);
+        let out = Output(y.data.as_mut_ptr());
+        (0..work.row_blocks * work.shares).into_par_iter().for_each_init(Vec::new, |scratch, task| {
+            let out = &out;
+            let rows = work.rows(task, x.rows);
+            for k in (0..units).step_by(depth) {
+                let block = k..units.min(k + depth);
+                let left = left_rows(x.select_rows(rows.clone()), weight.precision, block.clone(), scratch);
+                let share = work.panels(task, panels);
+                for first in share.clone().step_by(grouped) {
+                    let group = first..share.end.min(first + grouped);
+                    for (row, p) in (0..rows.len()).step_by(ROWS).flat_map(|r| group.clone().map(move |p| (r, p))) {
+                        let panel = &weight.data[p * units..(p + 1) * units][block.clone()];
+                        // SAFETY: the CPU has the features (the caller checked). `left` holds the block's rows; y holds
+                        // rows `rows` and this panel's columns, which belong to this task alone.
+                        unsafe {
+                            let place = Place {
+                                data: out.0.add((rows.start + row) * y.row_stride + p * PANEL),
+                                stride: y.row_stride,
+                                columns: PANEL.min(weight.outer - p * PANEL),
+                                accumulate: accumulate || k > 0,
+                            };
+                            let left = Rows { data: left.data.add(row * left.row_stride), ..left };
+                            tile(weight.precision, ROWS.min(rows.len() - row), left, panel, place);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// How the tiles of rows and the panels are shared out.
+    struct Split {
+        tiles: usize,
+        row_blocks: usize,
+        shares: usize,
+    }
+
+    impl Split {
+        /// Row blocks first, as many as there are threads; shares of the panels only when rows are few.
+        fn new(tiles: usize, panels: usize) -> Self {
+            let threads = rayon::current_num_threads();
+            let row_blocks = tiles.div_ceil(TILES).next_multiple_of(threads).min(tiles).max(1);
+            let shares = if row_blocks < threads { (4 * threads).div_ceil(row_blocks).min(panels.max(1)) } else { 1 };
+            Self { tiles, row_blocks, shares }
+        }
+
+        fn rows(&self, task: usize, rows: usize) -> std::ops::Range<usize> {
+            let block = task % self.row_blocks;
+            let bound = |block: usize| (self.tiles * block / self.row_blocks * ROWS).min(rows);
+            bound(block)..bound(block + 1)
+        }
+
+        fn panels(&self, task: usize, panels: usize) -> std::ops::Range<usize> {
+            let share = task / self.row_blocks;
+            panels * share / self.shares..panels * (share + 1) / self.shares
+        }
+    }
+
+    /// Units `block` of all rows of `x` as the kernel reads them, in `scratch`: also f32 is copied, because rows that lie a
+    /// multiple of 4 KiB apart would fall into the same few lines of the cache.
+    fn left_rows(x: Mat, precision: Precision, block: std::ops::Range<usize>, scratch: &mut Vec<u32>) -> Rows {
+        let group = precision.group();
+        let x = x.select_cols(block.start * group..x.cols.min(block.end * group));
+        let units = block.len();
+        scratch.resize(x.rows * units, 0);
+        let rows_contiguous = x.col_stride == 1;
+        vectorize(
+            #[inline(always)]
+            || {
+                if rows_contiguous {
+                    for (r, to) in scratch.chunks_exact_mut(units).enumerate() {
+                        match precision {
+                            Precision::F32 => copy_bits(to, x.row(r)),
+                            Precision::Bf16 => pair_up(to, x.row(r)),
+                        }
+                    }
+                } else {
+                    for (u, to) in scratch.chunks_exact_mut(x.rows).enumerate() {
+                        match precision {
+                            Precision::F32 => copy_bits(to, x.column(u)),
+                            Precision::Bf16 => pair_columns(to, x, u),
+                        }
+                    }
+                }
+            },
+        );
+        match rows_contiguous {
+            true => Rows { data: scratch.as_ptr(), row_stride: units, unit_stride: 1 },
+            false => Rows { data: scratch.as_ptr(), row_stride: 1, unit_stride: x.rows },
+        }
+    }
+}

@@ -8,7 +8,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::gemm::{Mat, MatMut, matmul_serial};
+use super::gemm::{Mat, MatMut, Right};
 use super::math;
 use super::storage::{tensor, with_all};
 
@@ -76,33 +76,35 @@ impl AttentionShape {
     fn forward_block(&self, span: &Span, block: &Block, [q, k, v]: [&[f32]; 3], out: &mut [f32], lse: &mut [f32]) {
         let (d, rows, keys) = (self.head_dim, block.queries.len(), block.keys.len());
         let (q_rows, k_rows) = (shift(&block.queries, span.q.start), shift(&block.keys, span.k.start));
+        let group = self.heads / self.kv_heads;
         let mut scores = vec![0.0f32; rows * keys];
-        for h in 0..self.heads {
-            let kv = h / (self.heads / self.kv_heads);
-            let (qh, kh, vh) = (
-                head(q, q_rows.clone(), self.heads, d, h),
-                head(k, k_rows.clone(), self.kv_heads, d, kv),
-                head(v, k_rows.clone(), self.kv_heads, d, kv),
-            );
-            matmul_serial(qh, kh.t(), MatMut::new(&mut scores, rows, keys), self.scale(), false);
-            math::vectorize(
-                #[inline(always)]
-                || {
-                    for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-                        let seen = shift_back(self.visible(span, block.queries.start + i), block.keys.start);
-                        row[..seen.start].fill(0.0);
-                        row[seen.end..].fill(0.0);
-                        let row = &mut row[seen];
-                        let total = math::log_sum_exp(row, 1.0);
-                        for x in row.iter_mut() {
-                            *x = math::exp(*x - total);
+        for kv in 0..self.kv_heads {
+            let of_keys = |x| head(x, k_rows.clone(), self.kv_heads, d, kv);
+            let (k, v) = (Right::new(of_keys(k).t()), Right::new(of_keys(v)));
+            for h in kv * group..(kv + 1) * group {
+                let qh = head(q, q_rows.clone(), self.heads, d, h);
+                k.multiply(qh, MatMut::new(&mut scores, rows, keys), false);
+                // Softmax but for its divisor: the mixed values are divided in its place, they are fewer.
+                let mut divisors = [0.0f32; QUERY_BLOCK];
+                math::vectorize(
+                    #[inline(always)]
+                    || {
+                        for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
+                            let seen = shift_back(self.visible(span, block.queries.start + i), block.keys.start);
+                            row[..seen.start].fill(0.0);
+                            row[seen.end..].fill(0.0);
+                            let (largest, sum) = math::exp_in_place(&mut row[seen], self.scale());
+                            divisors[i] = sum as f32;
+                            lse[i * self.heads + h] = (largest as f64 + sum.ln()) as f32;
                         }
-                        lse[i * self.heads + h] = total;
-                    }
-                },
-            );
-            let out = MatMut::strided(&mut out[h * d..], rows, d, self.heads * d);
-            matmul_serial(Mat::new(&scores, rows, keys), vh, out, 1.0, false);
+                    },
+                );
+                let mixed = MatMut::strided(&mut out[h * d..], rows, d, self.heads * d);
+                v.multiply(Mat::new(&scores, rows, keys), mixed, false);
+                for (row, divisor) in out.chunks_mut(self.heads * d).zip(divisors) {
+                    row[h * d..(h + 1) * d].iter_mut().for_each(|x| *x /= divisor);
+                }
+            }
         }
     }
 
@@ -117,14 +119,15 @@ impl AttentionShape {
             let (q_rows, k_rows) = (shift(&block.queries, span.q.start), shift(&block.keys, span.k.start));
             let kh = head(saved.k, k_rows.clone(), self.kv_heads, d, kv);
             let vh = head(saved.v, k_rows.clone(), self.kv_heads, d, kv);
+            let (keys_by_d, k, v) = (Right::new(kh), Right::new(kh.t()), Right::new(vh.t()));
             let mut p = vec![0.0f32; rows * keys];
             let mut ds = vec![0.0f32; rows * keys];
             for g in 0..group {
                 let h = kv * group + g;
                 let qh = head(saved.q, q_rows.clone(), self.heads, d, h);
                 let doh = head(saved.dout, q_rows.clone(), self.heads, d, h);
-                matmul_serial(qh, kh.t(), MatMut::new(&mut p, rows, keys), self.scale(), false);
-                matmul_serial(doh, vh.t(), MatMut::new(&mut ds, rows, keys), 1.0, false);
+                k.multiply(qh, MatMut::new(&mut p, rows, keys), false);
+                v.multiply(doh, MatMut::new(&mut ds, rows, keys), false);
                 math::vectorize(
                     #[inline(always)]
                     || {
@@ -139,7 +142,7 @@ impl AttentionShape {
                             p[..seen.start].fill(0.0);
                             p[seen.end..].fill(0.0);
                             for x in p[seen].iter_mut() {
-                                *x = math::exp(*x - lse);
+                                *x = math::exp(*x * self.scale() - lse);
                             }
                             for (ds, p) in ds.iter_mut().zip(p.iter()) {
                                 *ds = p * (*ds - delta) * self.scale();
@@ -149,10 +152,10 @@ impl AttentionShape {
                 );
                 let (p, ds) = (Mat::new(&p, rows, keys), Mat::new(&ds, rows, keys));
                 let columns = block.keys.start * d;
-                matmul_serial(p.t(), doh, MatMut::new(&mut dv[columns..], keys, d), 1.0, true);
-                matmul_serial(ds.t(), qh, MatMut::new(&mut dk[columns..], keys, d), 1.0, true);
+                Right::new(doh).multiply(p.t(), MatMut::new(&mut dv[columns..], keys, d), true);
+                Right::new(qh).multiply(ds.t(), MatMut::new(&mut dk[columns..], keys, d), true);
                 let dq = &mut dq[block.queries.start * group * d + g * d..];
-                matmul_serial(ds, kh, MatMut::strided(dq, rows, d, group * d), 1.0, false);
+                keys_by_d.multiply(ds, MatMut::strided(dq, rows, d, group * d), false);
             }
         }
         (dq, dk, dv)

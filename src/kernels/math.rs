@@ -29,7 +29,8 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { y * scale }
 }
 
-/// Σ f of the rows' elements side by side: each lane sums in f32, lanes and blocks in f64. Rows are of one length.
+/// Σ f of the rows' elements side by side: each lane sums in f32, lanes and blocks in f64. Rows are of one length. f is
+/// plain arithmetic: it is also called on zeros beyond the end, and what it gives there does not count.
 #[inline(always)]
 pub fn sum_of<const N: usize>(rows: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f64 {
     let len = rows[0].len();
@@ -47,8 +48,10 @@ pub fn sum_of<const N: usize>(rows: [&[f32]; N], f: impl Fn([f32; N]) -> f32) ->
             }
         }
         total += lanes.iter().map(|&x| x as f64).sum::<f64>();
-        for i in whole..end {
-            total += f(rows.map(|row| row[i])) as f64;
+        if whole < end {
+            let rest = rows.map(|row| padded(&row[whole..end]));
+            let terms: [f32; LANES] = std::array::from_fn(|l| f(std::array::from_fn(|n| rest[n][l])));
+            total += terms[..end - whole].iter().map(|&x| x as f64).sum::<f64>();
         }
         start = end;
     }
@@ -74,12 +77,27 @@ pub fn sum_into<const N: usize>(out: &mut [f32], rows: [&[f32]; N], f: impl Fn(&
             }
         }
         total += lanes.iter().map(|&x| x as f64).sum::<f64>();
-        for i in whole..end {
-            total += f(&mut out[i], rows.map(|row| row[i])) as f64;
+        if whole < end {
+            let rest = rows.map(|row| padded(&row[whole..end]));
+            let mut changed = padded(&out[whole..end]);
+            let mut terms = [0.0f32; LANES];
+            for l in 0..LANES {
+                terms[l] = f(&mut changed[l], std::array::from_fn(|n| rest[n][l]));
+            }
+            out[whole..end].copy_from_slice(&changed[..end - whole]);
+            total += terms[..end - whole].iter().map(|&x| x as f64).sum::<f64>();
         }
         start = end;
     }
     total
+}
+
+/// The end of a row, filled up with zeros, so that it costs one vector operation and not one by one.
+#[inline(always)]
+fn padded(rest: &[f32]) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    lanes[..rest.len()].copy_from_slice(rest);
+    lanes
 }
 
 #[inline(always)]
@@ -114,6 +132,18 @@ pub fn log_sum_exp(row: &[f32], scale: f32) -> f32 {
     // The maximum passes a NaN over, the sum does not.
     let sum = sum_of([row], |[x]| exp(x * scale - m));
     (m as f64 + sum.ln()) as f32
+}
+
+/// Turns a row into exp(x · scale − m), m the largest x · scale, and returns m and the sum of what it wrote: softmax times
+/// that sum, and log Σ exp = m + log of it.
+#[inline(always)]
+pub fn exp_in_place(row: &mut [f32], scale: f32) -> (f32, f64) {
+    let m = max(row) * scale;
+    let sum = sum_into(row, [], |x, []| {
+        *x = exp(*x * scale - m);
+        *x
+    });
+    (m, sum)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Teacher;
 use crate::corpus::Batch;
 use crate::error::Result;
+use crate::kernels::{Precision, Weight};
 use crate::model::Decoder;
 use crate::signal::{Capabilities, Head, Needs, TeacherSignal, WeightHead};
 
@@ -18,6 +19,14 @@ impl LocalTeacher {
     pub fn new(decoder: Arc<Decoder>) -> Result<Self> {
         let head = Arc::new(WeightHead(decoder.head()?.weight.clone()));
         Ok(Self { decoder, head })
+    }
+
+    /// What its products are rounded to.
+    pub fn precision(&self) -> Result<Precision> {
+        Ok(match &self.decoder.head()?.weight {
+            Weight::Packed(panels) => panels.precision(),
+            Weight::Dense(_) => Precision::F32,
+        })
     }
 
     /// The model itself, for generation and for students cut from it.

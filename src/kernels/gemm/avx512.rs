@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::panels::{PANEL, Unit};
+use super::panels::{PANEL, SIDE, Unit};
 use super::precision::Precision;
 
 /// Rows of a tile at most.
@@ -100,3 +100,40 @@ tile_of!(
     |unit: *const u32| std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(unit.cast::<i32>().read())),
     |sum, x, w| _mm512_dpbf16_ps(sum, x, w)
 );
+
+/// Row r of `block` becomes output `at + r` of the 16 units; `at` is 0 or 16.
+///
+/// # Safety
+/// The CPU has AVX-512F.
+#[target_feature(enable = "avx512f")]
+pub unsafe fn transpose(block: &[[u32; SIDE]; SIDE], units: &mut [Unit; SIDE], at: usize) {
+    assert!(at + SIDE <= PANEL);
+    let row = |r: usize| {
+        // SAFETY: a row is one vector long.
+        unsafe { _mm512_loadu_si512(block[r].as_ptr().cast()) }
+    };
+    // Of four rows each: lane l of quads[g][j] holds column 4 l + j of rows 4 g to 4 g + 3.
+    let mut quads = [[_mm512_setzero_si512(); 4]; 4];
+    for (g, quad) in quads.iter_mut().enumerate() {
+        let (a, b, c, d) = (row(4 * g), row(4 * g + 1), row(4 * g + 2), row(4 * g + 3));
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        (quad[0], quad[1]) = (_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+        let (ab, cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        (quad[2], quad[3]) = (_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    }
+    for j in 0..4 {
+        let [a, b, c, d] = [quads[0][j], quads[1][j], quads[2][j], quads[3][j]];
+        let (low, high) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0x44>(c, d));
+        let (low2, high2) = (_mm512_shuffle_i32x4::<0xee>(a, b), _mm512_shuffle_i32x4::<0xee>(c, d));
+        let columns = [
+            _mm512_shuffle_i32x4::<0x88>(low, high),
+            _mm512_shuffle_i32x4::<0xdd>(low, high),
+            _mm512_shuffle_i32x4::<0x88>(low2, high2),
+            _mm512_shuffle_i32x4::<0xdd>(low2, high2),
+        ];
+        for (l, column) in columns.into_iter().enumerate() {
+            // SAFETY: `at` leaves room for a vector in the unit.
+            unsafe { _mm512_storeu_si512(units[4 * l + j].0.as_mut_ptr().add(at).cast(), column) };
+        }
+    }
+}

@@ -4,18 +4,17 @@ use gemm::Parallelism;
 
 use super::{Mat, MatMut};
 
-/// `c ← alpha · a · b`, or `c ← c + alpha · a · b` with `accumulate`, on the calling thread: for use inside a parallel
-/// task.
-pub fn matmul_serial(a: Mat, b: Mat, c: MatMut, alpha: f32, accumulate: bool) {
-    product(a, b, c, alpha, accumulate, Parallelism::None);
+/// `c ← a · b`, or `c ← c + a · b` with `accumulate`, on the calling thread.
+pub(super) fn matmul_serial(a: Mat, b: Mat, c: MatMut, accumulate: bool) {
+    product(a, b, c, accumulate, Parallelism::None);
 }
 
 /// The same on all threads.
 pub(super) fn matmul_parallel(a: Mat, b: Mat, c: MatMut, accumulate: bool) {
-    product(a, b, c, 1.0, accumulate, Parallelism::Rayon(0));
+    product(a, b, c, accumulate, Parallelism::Rayon(0));
 }
 
-fn product(a: Mat, b: Mat, c: MatMut, alpha: f32, accumulate: bool, threads: Parallelism) {
+fn product(a: Mat, b: Mat, c: MatMut, accumulate: bool, threads: Parallelism) {
     assert!(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols, "matrix shapes do not fit");
     if c.rows == 0 || c.cols == 0 {
         return;
@@ -38,7 +37,7 @@ fn product(a: Mat, b: Mat, c: MatMut, alpha: f32, accumulate: bool, threads: Par
             b.col_stride as isize,
             b.row_stride as isize,
             1.0,
-            alpha,
+            1.0,
             false,
             false,
             false,

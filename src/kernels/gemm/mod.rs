@@ -15,8 +15,7 @@ mod tests;
 
 use std::ops::Range;
 
-pub use library::matmul_serial;
-pub use multiply::matmul;
+pub use multiply::{Right, matmul};
 pub use panels::Panels;
 pub use precision::Precision;
 

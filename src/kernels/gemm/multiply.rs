@@ -4,14 +4,45 @@
 //! the whole inner index in order, whatever the blocks, the number of rows and of threads: results do not depend on them.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::super::Simd;
-use super::library::matmul_parallel;
+use super::library::{matmul_parallel, matmul_serial};
 use super::panels::Panels;
 use super::precision::Precision;
 use super::{Mat, MatMut};
+
+/// The right-hand operand `[k, n]` of several f32 products on one thread, packed where our own kernel runs: for use inside
+/// a parallel task.
+pub enum Right<'a> {
+    Packed(Panels),
+    Plain(Mat<'a>),
+}
+
+impl<'a> Right<'a> {
+    pub fn new(b: Mat<'a>) -> Self {
+        match is_native(Precision::F32) {
+            true => Self::Packed(Panels::new_serial(b.t(), Precision::F32)),
+            false => Self::Plain(b),
+        }
+    }
+
+    /// `c ← a · b`, or `c ← c + a · b` with `accumulate`.
+    pub fn multiply(&self, a: Mat, c: MatMut, accumulate: bool) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Packed(panels) => {
+                assert!(a.cols == panels.inner && c.cols == panels.outer && a.rows == c.rows, "the shapes do not fit");
+                native::multiply_serial(panels, a, c, accumulate);
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Packed(_) => unreachable!("nothing is packed where nothing is native"),
+            Self::Plain(b) => matmul_serial(a, *b, c, accumulate),
+        }
+    }
+}
 
 /// Whether our own kernel runs in this precision here.
 pub fn is_native(precision: Precision) -> bool {
@@ -106,45 +137,64 @@ mod native {
     /// Tiles of rows per task at most.
     const TILES: usize = 20;
 
-    /// Where tasks write disjoint blocks.
-    struct Output(*mut f32);
+    /// Where tasks write disjoint blocks: rows `stride` elements apart.
+    struct Output {
+        data: *mut f32,
+        stride: usize,
+        accumulate: bool,
+    }
     // SAFETY: tasks write disjoint elements, and the slice behind the pointer outlives them.
     unsafe impl Sync for Output {}
 
+    thread_local!(static SCRATCH: Cell<Vec<u32>> = Cell::default());
+
     pub fn multiply(weight: &Panels, x: Mat, y: MatMut, accumulate: bool) {
+        let work = Split::new(x.rows.div_ceil(ROWS), weight.panels());
+        let out = Output { data: y.data.as_mut_ptr(), stride: y.row_stride, accumulate };
+        (0..work.row_blocks * work.shares).into_par_iter().for_each(|task| {
+            // SAFETY: tasks differ in their rows or in their panels, and y has room for all of both.
+            unsafe { part(weight, x, &out, work.rows(task, x.rows), work.panels(task, weight.panels())) }
+        });
+    }
+
+    pub fn multiply_serial(weight: &Panels, x: Mat, y: MatMut, accumulate: bool) {
+        let out = Output { data: y.data.as_mut_ptr(), stride: y.row_stride, accumulate };
+        // SAFETY: y has room for every row and panel.
+        unsafe { part(weight, x, &out, 0..x.rows, 0..weight.panels()) }
+    }
+
+    /// Some rows of `x` with some panels.
+    ///
+    /// # Safety
+    /// The CPU multiplies in the weight's precision. `out` has room for these rows and the panels' columns, and nobody else
+    /// uses them meanwhile.
+    unsafe fn part(weight: &Panels, x: Mat, out: &Output, rows: Range<usize>, panels: Range<usize>) {
+        let mut scratch = SCRATCH.take();
         let units = weight.units();
-        let panels = weight.outer.div_ceil(PANEL);
-        let work = Split::new(x.rows.div_ceil(ROWS), panels);
         let depth = units.div_ceil(units.div_ceil(UNITS).max(1)).max(1);
         let grouped = (GROUP / depth).max(1);
-        let out = Output(y.data.as_mut_ptr());
-        (0..work.row_blocks * work.shares).into_par_iter().for_each_init(Vec::new, |scratch, task| {
-            let out = &out;
-            let rows = work.rows(task, x.rows);
-            for k in (0..units).step_by(depth) {
-                let block = k..units.min(k + depth);
-                let left = left_rows(x.select_rows(rows.clone()), weight.precision, block.clone(), scratch);
-                let share = work.panels(task, panels);
-                for first in share.clone().step_by(grouped) {
-                    let group = first..share.end.min(first + grouped);
-                    for (row, p) in (0..rows.len()).step_by(ROWS).flat_map(|r| group.clone().map(move |p| (r, p))) {
-                        let panel = &weight.data[p * units..(p + 1) * units][block.clone()];
-                        // SAFETY: the CPU has the features (the caller checked). `left` holds the block's rows; y holds
-                        // rows `rows` and this panel's columns, which belong to this task alone.
-                        unsafe {
-                            let place = Place {
-                                data: out.0.add((rows.start + row) * y.row_stride + p * PANEL),
-                                stride: y.row_stride,
-                                columns: PANEL.min(weight.outer - p * PANEL),
-                                accumulate: accumulate || k > 0,
-                            };
-                            let left = Rows { data: left.data.add(row * left.row_stride), ..left };
-                            tile(weight.precision, ROWS.min(rows.len() - row), left, panel, place);
-                        }
+        for k in (0..units).step_by(depth) {
+            let block = k..units.min(k + depth);
+            let left = left_rows(x.select_rows(rows.clone()), weight.precision, block.clone(), &mut scratch);
+            for first in panels.clone().step_by(grouped) {
+                let group = first..panels.end.min(first + grouped);
+                for (row, p) in (0..rows.len()).step_by(ROWS).flat_map(|r| group.clone().map(move |p| (r, p))) {
+                    let panel = &weight.data[p * units..(p + 1) * units][block.clone()];
+                    // SAFETY: `left` holds the block's rows; the rest is the caller's contract.
+                    unsafe {
+                        let place = Place {
+                            data: out.data.add((rows.start + row) * out.stride + p * PANEL),
+                            stride: out.stride,
+                            columns: PANEL.min(weight.outer - p * PANEL),
+                            accumulate: out.accumulate || k > 0,
+                        };
+                        let left = Rows { data: left.data.add(row * left.row_stride), ..left };
+                        tile(weight.precision, ROWS.min(rows.len() - row), left, panel, place);
                     }
                 }
             }
-        });
+        }
+        SCRATCH.set(scratch);
     }
 
     /// How the tiles of rows and the panels are shared out.
@@ -163,13 +213,13 @@ mod native {
             Self { tiles, row_blocks, shares }
         }
 
-        fn rows(&self, task: usize, rows: usize) -> std::ops::Range<usize> {
+        fn rows(&self, task: usize, rows: usize) -> Range<usize> {
             let block = task % self.row_blocks;
             let bound = |block: usize| (self.tiles * block / self.row_blocks * ROWS).min(rows);
             bound(block)..bound(block + 1)
         }
 
-        fn panels(&self, task: usize, panels: usize) -> std::ops::Range<usize> {
+        fn panels(&self, task: usize, panels: usize) -> Range<usize> {
             let share = task / self.row_blocks;
             panels * share / self.shares..panels * (share + 1) / self.shares
         }
@@ -177,7 +227,7 @@ mod native {
 
     /// Units `block` of all rows of `x` as the kernel reads them, in `scratch`: also f32 is copied, because rows that lie a
     /// multiple of 4 KiB apart would fall into the same few lines of the cache.
-    fn left_rows(x: Mat, precision: Precision, block: std::ops::Range<usize>, scratch: &mut Vec<u32>) -> Rows {
+    fn left_rows(x: Mat, precision: Precision, block: Range<usize>, scratch: &mut Vec<u32>) -> Rows {
         let group = precision.group();
         let x = x.select_cols(block.start * group..x.cols.min(block.end * group));
         let units = block.len();

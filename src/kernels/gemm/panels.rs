@@ -2,12 +2,15 @@
 
 use rayon::prelude::*;
 
+use super::super::Simd;
 use super::super::math::vectorize;
 use super::Mat;
 use super::precision::{Precision, copy_bits, pair_columns, pair_up, unpair};
 
 /// Outputs of a panel.
 pub(super) const PANEL: usize = 32;
+/// Rows and units of the blocks that are turned at once.
+pub(super) const SIDE: usize = 16;
 
 /// Units of one index of a panel: 32 bits for each output, an f32 or a pair of bf16.
 #[derive(Debug, Clone, Copy)]
@@ -33,30 +36,29 @@ impl Panels {
         panels
     }
 
+    /// [`Self::new`] on the calling thread.
+    pub(super) fn new_serial(matrix: Mat, precision: Precision) -> Self {
+        let mut panels = Self::default();
+        panels.resize(matrix, precision);
+        let units = panels.units().max(1);
+        panels.data.chunks_mut(units).enumerate().for_each(|(p, panel)| pack_panel(panel, p, matrix, precision));
+        panels
+    }
+
     /// [`Self::new`] into the memory this one holds.
     pub(super) fn pack(&mut self, matrix: Mat, precision: Precision) {
+        self.resize(matrix, precision);
+        let units = self.units().max(1);
+        self.data.par_chunks_mut(units).enumerate().for_each(|(p, panel)| pack_panel(panel, p, matrix, precision));
+    }
+
+    fn resize(&mut self, matrix: Mat, precision: Precision) {
         (self.precision, self.outer, self.inner) = (precision, matrix.rows, matrix.cols);
-        let units = self.units();
-        self.data.resize(self.outer.div_ceil(PANEL) * units, Unit([0; PANEL]));
-        self.data.par_chunks_mut(units.max(1)).enumerate().for_each(|(p, panel)| {
-            let outputs = p * PANEL..self.outer.min((p + 1) * PANEL);
-            if outputs.len() < PANEL {
-                panel.fill(Unit([0; PANEL]));
-            }
-            let from = matrix.select_rows(outputs);
-            vectorize(
-                #[inline(always)]
-                || match (matrix.col_stride == 1, precision) {
-                    (true, _) => pack_rows(panel, from, precision),
-                    (false, Precision::F32) => {
-                        panel.iter_mut().enumerate().for_each(|(u, unit)| copy_bits(&mut unit.0, from.column(u)))
-                    }
-                    (false, Precision::Bf16) => {
-                        panel.iter_mut().enumerate().for_each(|(u, unit)| pair_columns(&mut unit.0, from, u))
-                    }
-                },
-            );
-        });
+        self.data.resize(self.panels() * self.units(), Unit([0; PANEL]));
+    }
+
+    pub(super) fn panels(&self) -> usize {
+        self.outer.div_ceil(PANEL)
     }
 
     /// Units of the inner index.
@@ -102,22 +104,62 @@ impl Panels {
     }
 }
 
-/// Turns contiguous rows into units, in blocks that stay in the first-level cache.
+/// Fills panel `p` of `matrix`.
+fn pack_panel(panel: &mut [Unit], p: usize, matrix: Mat, precision: Precision) {
+    let from = matrix.select_rows(p * PANEL..matrix.rows.min((p + 1) * PANEL));
+    if from.rows < PANEL {
+        panel.fill(Unit([0; PANEL]));
+    }
+    vectorize(
+        #[inline(always)]
+        || match (matrix.col_stride == 1, precision) {
+            (true, _) => pack_rows(panel, from, precision),
+            (false, Precision::F32) => {
+                for (u, unit) in panel.iter_mut().enumerate() {
+                    copy_bits(&mut unit.0, from.column(u));
+                }
+            }
+            (false, Precision::Bf16) => {
+                for (u, unit) in panel.iter_mut().enumerate() {
+                    pair_columns(&mut unit.0, from, u);
+                }
+            }
+        },
+    );
+}
+
+/// Turns contiguous rows into units, 16 rows by 16 units at a time.
 #[inline(always)]
 fn pack_rows(panel: &mut [Unit], from: Mat, precision: Precision) {
-    const BLOCK: usize = 128;
     let group = precision.group();
-    for (b, units) in panel.chunks_mut(BLOCK).enumerate() {
-        let columns = b * BLOCK * group..from.cols.min((b * BLOCK + units.len()) * group);
-        for o in 0..from.rows {
-            let mut row = [0u32; BLOCK];
-            match precision {
-                Precision::F32 => copy_bits(&mut row[..units.len()], &from.row(o)[columns.clone()]),
-                Precision::Bf16 => pair_up(&mut row[..units.len()], &from.row(o)[columns.clone()]),
+    for half in (0..from.rows).step_by(SIDE) {
+        let rows = SIDE.min(from.rows - half);
+        for (b, units) in panel.chunks_mut(SIDE).enumerate() {
+            let columns = b * SIDE * group..from.cols.min((b * SIDE + units.len()) * group);
+            let mut block = [[0u32; SIDE]; SIDE];
+            for (o, to) in block[..rows].iter_mut().enumerate() {
+                let row = &from.row(half + o)[columns.clone()];
+                match precision {
+                    Precision::F32 => copy_bits(to, row),
+                    Precision::Bf16 => pair_up(&mut to[..units.len()], row),
+                }
             }
-            for (unit, x) in units.iter_mut().zip(row) {
-                unit.0[o] = x;
-            }
+            turn(&block, units, half);
+        }
+    }
+}
+
+/// Writes a block's rows into outputs `at..at + 16` of the units.
+#[inline(always)]
+fn turn(block: &[[u32; SIDE]; SIDE], units: &mut [Unit], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let (true, Ok(units)) = (Simd::level() >= Simd::Avx512, <&mut [Unit; SIDE]>::try_from(&mut *units)) {
+        // SAFETY: the CPU has AVX-512F.
+        return unsafe { super::avx512::transpose(block, units, at) };
+    }
+    for (o, row) in block.iter().enumerate() {
+        for (unit, x) in units.iter_mut().zip(row) {
+            unit.0[at + o] = *x;
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `distill bench`: where a step's time goes, against what this machine's matrix product can do.
 
+mod products;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,6 +9,8 @@ use std::time::{Duration, Instant};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
+
+use products::{Products, Size};
 
 use super::{Outcome, build, out};
 use crate::cli::BenchArgs;
@@ -42,6 +46,10 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
 struct Timed {
     reports: Vec<StepReport>,
     flops: Phased<f64>,
+    /// Seconds of a step's products alone.
+    products: f64,
+    /// Of the steps: timing the products alone takes memory too.
+    peak_memory: Option<u64>,
 }
 
 /// One value per phase that multiplies matrices.
@@ -154,19 +162,32 @@ fn time(
 ) -> Result<Timed> {
     let progress = screen.progress("timing steps", Some(steps + 1));
     let mut reports = vec![];
+    let mut batches = 0;
     // The first step warms caches and buffers up and does not count.
     for step in 0..=steps {
-        let report = stepper.step(&next()?, step, learning_rate)?;
+        let micro = next()?;
+        let report = stepper.step(&micro, step, learning_rate)?;
         progress.advance(1);
         if step > 0 {
+            batches += micro.len();
             reports.push(report);
         }
     }
     progress.finish();
     let student = stepper.student.config();
-    let teacher = teacher.filter(|_| stepper.objective.uses_teacher()).map(|t| t.decoder().config());
+    let teacher = teacher.filter(|_| stepper.objective.uses_teacher());
+    let teacher_precision = teacher.map_or(Ok(Precision::F32), |t| t.precision())?;
+    let teacher = teacher.map(|t| t.decoder().config());
     let mean = |f: fn(&StepReport) -> usize| reports.iter().map(f).sum::<usize>() as f64 / reports.len().max(1) as f64;
     let (tokens, targets) = (mean(|r| r.input_tokens), mean(|r| r.sums.targets));
+    let micro_batches = (batches / reports.len().max(1)).max(1);
+    let each = |mean: f64| (mean / micro_batches as f64).round() as usize;
+    let size = Size { tokens: each(tokens), targets: each(targets), micro_batches };
+    let mut products = Products::default();
+    if let Some(config) = teacher {
+        products.add_teacher(config, size, teacher_precision);
+    }
+    products.add_student(student, size, stepper.precision);
     let head = |c: &ModelConfig| 2.0 * targets * (c.vocab_size * c.hidden_size) as f64;
     let flops = Phased {
         teacher: teacher.map_or(0.0, |t| 2.0 * tokens * block_weights(t)),
@@ -174,7 +195,8 @@ fn time(
         head: teacher.map_or(0.0, head) + 3.0 * head(student),
         backward: 4.0 * tokens * block_weights(student),
     };
-    Ok(Timed { reports, flops })
+    let peak_memory = peak_rss_bytes();
+    Ok(Timed { reports, flops, peak_memory, products: products.seconds() })
 }
 
 /// Weights of all blocks' matrices: two operations a token for each in a forward pass. Attention's own products are left out.
@@ -211,7 +233,7 @@ fn seconds(report: &StepReport) -> f64 {
     (report.phases.teacher + report.phases.student()).as_secs_f64()
 }
 
-/// For scripts: median seconds of each phase, tokens per second, peak memory.
+/// For scripts: median seconds of each phase, seconds of the products alone, tokens per second, peak memory.
 fn json_line(timed: &Timed) -> String {
     let phase = |f: Phase| median(&timed.reports, |r| f(&r.phases).as_secs_f64());
     let line = json!({
@@ -220,8 +242,9 @@ fn json_line(timed: &Timed) -> String {
         "head": phase(|p| p.head),
         "backward": phase(|p| p.backward),
         "optimizer": phase(|p| p.optimizer),
+        "products_alone": timed.products,
         "tokens_per_second": median(&timed.reports, |r| r.input_tokens as f64 / seconds(r)),
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": timed.peak_memory,
     });
     format!("{line}\n")
 }
@@ -250,7 +273,9 @@ fn table(timed: &Timed, peak: f64) -> String {
     let f = &timed.flops;
     line("step", step, f.teacher + f.forward + f.head + f.backward);
     let tokens = median(reports, |r| r.input_tokens as f64 / seconds(r));
-    let memory = peak_rss_bytes().map_or("unknown".into(), |b| Bytes(b).to_string());
+    let memory = timed.peak_memory.map_or("unknown".into(), |b| Bytes(b).to_string());
+    let alone = timed.products;
+    out += &format!("its products alone: {:.1} ms, {:.0} % of the step\n", 1e3 * alone, 100.0 * alone / step);
     out += &format!(
         "{} tokens/s (median of {} steps), peak memory {memory}, f32 product at its best {:.0} GF/s, {} threads\n",
         Count(tokens as u64),

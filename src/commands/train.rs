@@ -11,7 +11,7 @@ use crate::checkpoint::{Dtype, Store, atomic, layout};
 use crate::cli::TrainArgs;
 use crate::config::plan::Plan;
 use crate::config::{self, Dtype as OutputDtype};
-use crate::corpus::{Loader, Rejections};
+use crate::corpus::{Loader, ReadAhead, Rejections, StepShape};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::eval::EvalReport;
@@ -163,17 +163,19 @@ impl<'a> Session<'a> {
             }
             Ok(Some(Evaluated { event, score }))
         };
+        let shape = StepShape {
+            batch_size: train.batch_size,
+            micro_batch_size: train.micro_batch_size,
+            packing: plan.config.data.packing,
+        };
         let mut run = Run {
             stepper,
-            loader,
+            steps: ReadAhead::new(loader, shape)?,
             schedule: build::schedule(plan),
             pace: Pace {
                 total_steps: plan.total_steps,
                 max_time: train.max_time.as_ref().map(|t| t.duration()),
                 stop_after: self.stop_after,
-                batch_size: train.batch_size,
-                micro_batch_size: train.micro_batch_size,
-                packing: plan.config.data.packing,
                 eval_every: plan.config.eval.every_steps,
                 checkpoint_every: plan.config.checkpoint.every_steps,
                 keep_last: plan.config.checkpoint.keep_last,
@@ -191,10 +193,10 @@ impl<'a> Session<'a> {
             state,
         };
         let ended = run.go();
-        let state = TrainState { loader: run.loader.state().clone(), ..run.state };
-        let rejections = run.loader.rejections().clone();
-        // The moments are twice the student: gone before the saved student is read back.
-        drop(run.stepper);
+        let Run { stepper, steps, state, .. } = run;
+        let rejections = steps.rejections().clone();
+        // Nothing is read any more; and the moments are twice the student: gone before the saved student is read back.
+        drop((steps, stepper));
         let mut summary = summarize(&state, plan.train.rejections().count);
         let end = match ended {
             Err(error) => {

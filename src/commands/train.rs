@@ -11,7 +11,7 @@ use crate::checkpoint::{Dtype, Store, atomic, layout};
 use crate::cli::TrainArgs;
 use crate::config::plan::Plan;
 use crate::config::{self, Dtype as OutputDtype};
-use crate::corpus::{Loader, Rejections};
+use crate::corpus::{Loader, ReadAhead, Rejections, StepShape};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::eval::EvalReport;
@@ -19,7 +19,7 @@ use crate::metrics::{self, Console, Event, Jsonl, Screen, Sink, Sinks};
 use crate::model::Decoder;
 use crate::report::{Column, Status, Summary, eval_table, recorded};
 use crate::student::{Companions, write_model};
-use crate::teacher::{LocalTeacher, RememberingTeacher, Teacher};
+use crate::teacher::{LocalTeacher, RememberingTeacher, Spill, Teacher};
 use crate::train::{Ending, Evaluated, Pace, Run, TrainState};
 use crate::units::{Count, Rounded, Span};
 
@@ -28,8 +28,10 @@ const CONFIG: &str = "config.toml";
 const REJECTED: &str = "rejected.jsonl";
 const CURVES: &str = "curves.svg";
 
-/// Hidden states of held-out rows that are kept between evaluations.
-const HELD_OUT_BYTES: usize = 256 << 20;
+/// Hidden states of held-out rows that are kept between evaluations, in memory and, beyond that, in the run's folder: what
+/// /tmp holds may be memory too.
+const HELD_OUT_MEMORY: usize = 256 << 20;
+const HELD_OUT_DISK: u64 = 4 << 30;
 
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
     device::open(args.device.choice)?;
@@ -150,7 +152,8 @@ impl<'a> Session<'a> {
             self.screen.line(&format!("resuming after step {}", Count(state.step)));
         }
         // Held-out rows are asked for at every evaluation; the teacher's word on them does not change.
-        let critic = self.teacher.as_ref().map(|t| RememberingTeacher::new(t, HELD_OUT_BYTES));
+        let spill = Spill::new(&plan.config.output.dir, HELD_OUT_DISK);
+        let critic = self.teacher.as_ref().map(|t| RememberingTeacher::new(t, HELD_OUT_MEMORY, spill));
         let critic = critic.as_ref().map(|t| t as &dyn Teacher);
         // The whole first report is kept for the closing table; a resumed run has only what its state says of it.
         let mut initial: Option<EvalReport> = None;
@@ -163,17 +166,19 @@ impl<'a> Session<'a> {
             }
             Ok(Some(Evaluated { event, score }))
         };
+        let shape = StepShape {
+            batch_size: train.batch_size,
+            micro_batch_size: train.micro_batch_size,
+            packing: plan.config.data.packing,
+        };
         let mut run = Run {
             stepper,
-            loader,
+            steps: ReadAhead::new(loader, shape)?,
             schedule: build::schedule(plan),
             pace: Pace {
                 total_steps: plan.total_steps,
                 max_time: train.max_time.as_ref().map(|t| t.duration()),
                 stop_after: self.stop_after,
-                batch_size: train.batch_size,
-                micro_batch_size: train.micro_batch_size,
-                packing: plan.config.data.packing,
                 eval_every: plan.config.eval.every_steps,
                 checkpoint_every: plan.config.checkpoint.every_steps,
                 keep_last: plan.config.checkpoint.keep_last,
@@ -191,10 +196,10 @@ impl<'a> Session<'a> {
             state,
         };
         let ended = run.go();
-        let state = TrainState { loader: run.loader.state().clone(), ..run.state };
-        let rejections = run.loader.rejections().clone();
-        // The moments are twice the student: gone before the saved student is read back.
-        drop(run.stepper);
+        let Run { stepper, steps, state, .. } = run;
+        let rejections = steps.rejections().clone();
+        // Nothing is read any more; and the moments are twice the student: gone before the saved student is read back.
+        drop((steps, stepper));
         let mut summary = summarize(&state, plan.train.rejections().count);
         let end = match ended {
             Err(error) => {

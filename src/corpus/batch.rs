@@ -33,7 +33,7 @@ impl Row {
 }
 
 /// R rows of T tokens in all, N of them targets.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
     /// Token ids of all rows, end to end: `[T]`.
     pub tokens: Vec<u32>,

@@ -48,7 +48,7 @@ pub struct Rejected {
 }
 
 /// Bad rows: all of them counted, the first ones kept.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rejections {
     pub count: u64,
     /// The first 1000.

@@ -1,8 +1,8 @@
 //! From JSONL files to batches.
 //!
 //! A file's lines become [`Record`]s ([`CorpusIndex`] remembers where they stand), an [`Encoder`] turns a record into [`Row`]s of
-//! token ids with a target mask, and a [`Loader`] hands them out in a seeded order, a [`Step`] at a time. [`Batch`] lays rows end to
-//! end. Memory holds positions and lengths, never the corpus.
+//! token ids with a target mask, and a [`Loader`] hands them out in a seeded order, a [`Step`] at a time, [`ReadAhead`] in a
+//! thread. [`Batch`] lays rows end to end. Memory holds positions and lengths, never the corpus.
 
 mod batch;
 mod chat;
@@ -14,6 +14,7 @@ mod lines;
 mod loader;
 mod order;
 mod overlap;
+mod read_ahead;
 mod sandbox;
 mod scan;
 mod tokenizer;
@@ -29,5 +30,6 @@ pub use index::{CorpusFile, CorpusIndex, OnBadRecord, Place, Rejected, Rejection
 pub use jsonl::{LONGEST_LINE, Message, Record};
 pub use loader::{LoadOrder, Loader, LoaderState, Step};
 pub use overlap::{Overlap, OverlapFinder};
+pub use read_ahead::{ReadAhead, StepShape};
 pub use scan::{Scan, scan};
 pub use tokenizer::TextTokenizer;

@@ -2,9 +2,11 @@
 
 mod local;
 mod remembering;
+mod spill;
 
 pub use local::LocalTeacher;
 pub use remembering::RememberingTeacher;
+pub use spill::Spill;
 
 use crate::corpus::Batch;
 use crate::error::Result;

@@ -1,4 +1,4 @@
-//! A teacher that is asked the same held-out batches again and again, and answers from memory.
+//! A teacher that is asked the same held-out batches again and again, and answers from memory or disk.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex};
 use candle_core::Tensor;
 
 use super::Teacher;
+use super::spill::{Extent, Spill};
 use crate::corpus::Batch;
 use crate::error::Result;
 use crate::signal::{Capabilities, Head, Needs, TeacherSignal};
 
-/// Keeps the hidden states of each batch it has seen, up to a number of bytes; what does not fit is asked anew.
+/// Keeps the hidden states of each batch it has seen: in memory up to a number of bytes, then on disk up to another; what
+/// fits in neither is asked anew.
 pub struct RememberingTeacher<'a> {
     inner: &'a dyn Teacher,
     known: Mutex<Known>,
@@ -19,17 +21,47 @@ pub struct RememberingTeacher<'a> {
 /// The digests of a batch's rows.
 type Key = Vec<[u8; 32]>;
 
-#[derive(Default)]
 struct Known {
-    states: HashMap<Key, (Tensor, Arc<dyn Head>)>,
-    /// Bytes that may still be kept.
+    states: HashMap<Key, (Kept, Arc<dyn Head>)>,
+    /// Bytes that may still be kept in memory.
     room: usize,
+    spill: Spill,
+}
+
+enum Kept {
+    InMemory(Tensor),
+    OnDisk(Extent),
+}
+
+impl Known {
+    /// None: unknown, or lost by the disk.
+    fn recall(&mut self, key: &Key) -> Option<TeacherSignal> {
+        let (kept, head) = self.states.get(key)?;
+        let states = match kept {
+            Kept::InMemory(states) => states.clone(),
+            Kept::OnDisk(extent) => self.spill.read(extent)?,
+        };
+        Some(TeacherSignal::Hidden { states, head: head.clone() })
+    }
+
+    fn keep(&mut self, key: Key, states: &Tensor, head: &Arc<dyn Head>) {
+        let bytes = states.elem_count() * size_of::<f32>();
+        let kept = if bytes <= self.room {
+            self.room -= bytes;
+            Some(Kept::InMemory(states.clone()))
+        } else {
+            self.spill.keep(states).map(Kept::OnDisk)
+        };
+        if let Some(kept) = kept {
+            self.states.insert(key, (kept, head.clone()));
+        }
+    }
 }
 
 impl<'a> RememberingTeacher<'a> {
-    /// Keeps at most `bytes` of hidden states.
-    pub fn new(inner: &'a dyn Teacher, bytes: usize) -> Self {
-        Self { inner, known: Mutex::new(Known { room: bytes, ..Known::default() }) }
+    /// Keeps at most `bytes` of hidden states in memory, and as many as `spill` takes besides.
+    pub fn new(inner: &'a dyn Teacher, bytes: usize, spill: Spill) -> Self {
+        Self { inner, known: Mutex::new(Known { states: HashMap::new(), room: bytes, spill }) }
     }
 }
 
@@ -45,16 +77,12 @@ impl Teacher for RememberingTeacher<'_> {
     fn signal(&self, batch: &Batch, needs: &Needs) -> Result<TeacherSignal> {
         let key: Key = batch.rows.iter().map(|row| row.digest).collect();
         let mut known = self.known.lock().expect("the teacher panicked while it was asked");
-        if let Some((states, head)) = known.states.get(&key) {
-            return Ok(TeacherSignal::Hidden { states: states.clone(), head: head.clone() });
+        if let Some(signal) = known.recall(&key) {
+            return Ok(signal);
         }
         let signal = self.inner.signal(batch, needs)?;
         if let TeacherSignal::Hidden { states, head } = &signal {
-            let bytes = states.elem_count() * size_of::<f32>();
-            if bytes <= known.room {
-                known.room -= bytes;
-                known.states.insert(key, (states.clone(), head.clone()));
-            }
+            known.keep(key, states, head);
         }
         Ok(signal)
     }
@@ -69,7 +97,7 @@ mod tests {
 
     use super::*;
     use crate::corpus::{Row, RowRef};
-    use crate::kernels::Weight;
+    use crate::kernels::{Weight, with_f32};
     use crate::signal::WeightHead;
 
     /// Counts how often it is asked.
@@ -87,7 +115,8 @@ mod tests {
         fn signal(&self, batch: &Batch, _: &Needs) -> Result<TeacherSignal> {
             self.0.fetch_add(1, Ordering::Relaxed);
             let head = Tensor::zeros((3, 2), DType::F32, &Device::Cpu)?;
-            let states = Tensor::ones((batch.valid_tokens(), 2), DType::F32, &Device::Cpu)?;
+            let value = batch.rows[0].digest[0] as f32 / 3.0;
+            let states = Tensor::full(value, (batch.valid_tokens(), 2), &Device::Cpu)?;
             Ok(TeacherSignal::Hidden { states, head: Arc::new(WeightHead(Weight::Dense(head))) })
         }
     }
@@ -101,8 +130,31 @@ mod tests {
     fn a_batch_is_asked_once_while_there_is_room() {
         let counting = Counting(AtomicUsize::new(0));
         // Two targets of two values: 16 bytes a batch, room for two.
-        let teacher = RememberingTeacher::new(&counting, 40);
+        let teacher = RememberingTeacher::new(&counting, 40, Spill::new("", 0));
         for (digest, asked) in [(1, 1), (1, 1), (2, 2), (2, 2), (3, 3), (3, 4), (1, 4)] {
+            teacher.signal(&batch(digest), &Needs::default()).unwrap();
+            assert_eq!(counting.0.load(Ordering::Relaxed), asked);
+        }
+    }
+    #[test]
+    fn what_memory_has_no_room_for_is_asked_once_too_while_the_disk_has() {
+        let counting = Counting(AtomicUsize::new(0));
+        let dir = tempfile::tempdir().unwrap();
+        // One batch in memory, two on disk.
+        let teacher = RememberingTeacher::new(&counting, 20, Spill::new(dir.path(), 40));
+        for (digest, asked) in [(1, 1), (2, 2), (3, 3), (4, 4), (4, 5), (1, 5), (2, 5), (3, 5), (2, 5)] {
+            let signal = teacher.signal(&batch(digest), &Needs::default()).unwrap();
+            let TeacherSignal::Hidden { states, .. } = signal else { panic!("hidden states were given") };
+            assert_eq!(with_f32(&states, <[f32]>::to_vec).unwrap(), [digest as f32 / 3.0; 4]);
+            assert_eq!(counting.0.load(Ordering::Relaxed), asked);
+        }
+    }
+
+    #[test]
+    fn without_a_disk_the_teacher_is_asked_anew() {
+        let counting = Counting(AtomicUsize::new(0));
+        let teacher = RememberingTeacher::new(&counting, 20, Spill::new("no/such/folder", 1000));
+        for (digest, asked) in [(1, 1), (2, 2), (2, 3), (1, 3)] {
             teacher.signal(&batch(digest), &Needs::default()).unwrap();
             assert_eq!(counting.0.load(Ordering::Relaxed), asked);
         }

@@ -8,7 +8,7 @@ use super::schedule::Schedule;
 use super::state::{Best, TrainState};
 use super::step::{StepReport, Stepper};
 use crate::checkpoint::{Store, layout};
-use crate::corpus::Loader;
+use crate::corpus::ReadAhead;
 use crate::error::Result;
 use crate::metrics::{self, Event, Sink};
 
@@ -20,10 +20,6 @@ pub struct Pace {
     pub max_time: Option<Duration>,
     /// Stop as a signal would, once this step is done.
     pub stop_after: Option<u64>,
-    /// Rows, or packs, per step and per micro-batch.
-    pub batch_size: usize,
-    pub micro_batch_size: usize,
-    pub packing: bool,
     pub eval_every: u64,
     pub checkpoint_every: u64,
     pub keep_last: usize,
@@ -51,7 +47,8 @@ pub struct Evaluated {
 /// `save_model` writes the student into a checkpoint's folder.
 pub struct Run<'a> {
     pub stepper: Stepper<'a>,
-    pub loader: Loader,
+    /// From where `state.loader` stands.
+    pub steps: ReadAhead,
     pub schedule: Schedule,
     pub pace: Pace,
     pub store: &'a Store,
@@ -102,13 +99,11 @@ impl Run<'_> {
                 return Ok(if step >= self.pace.total_steps { Ending::Complete } else { Ending::TimeUp });
             }
             self.tick(&mut clock);
-            let position = self.loader.state().clone();
             match self.train_step() {
                 Ok(true) => {}
                 // The data ended before the planned steps: the plan's count was an estimate.
                 Ok(false) => self.pace.total_steps = step,
                 Err(error) => {
-                    self.loader.restore(position)?;
                     if step > 0 && self.saved != Some(step) {
                         self.save(false)?;
                     }
@@ -156,7 +151,6 @@ impl Run<'_> {
         let step = self.state.step;
         // No checkpoint is ahead of its metrics.
         self.sinks.flush()?;
-        self.state.loader = self.loader.state().clone();
         self.store.save(step, |dir| {
             (self.save_model)(dir)?;
             self.state.write(dir, &self.stepper.optimizer)
@@ -183,12 +177,16 @@ impl Run<'_> {
     /// One optimizer step. False: the data has ended.
     fn train_step(&mut self) -> Result<bool> {
         let started = Instant::now();
-        let Some(step) = self.loader.next_step(self.pace.batch_size, self.pace.packing)? else { return Ok(false) };
-        let micro = step.micro_batches(self.pace.micro_batch_size);
+        let Some(micro) = self.steps.next_step()? else {
+            self.state.loader = self.steps.state().clone();
+            return Ok(false);
+        };
         let learning_rate = self.schedule.at(self.state.step);
         let report = self.stepper.step(&micro, self.state.step, learning_rate)?;
         let seconds = started.elapsed().as_secs_f64();
         self.state.step += 1;
+        // Not before: a step that failed is read again on resume.
+        self.state.loader = self.steps.state().clone();
         self.state.target_tokens += report.sums.targets as u64;
         self.state.input_tokens += report.input_tokens as u64;
         self.state.train_seconds += seconds;

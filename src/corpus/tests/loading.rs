@@ -159,3 +159,74 @@ fn a_sample_is_extrapolated_and_says_so() {
     assert_eq!(sample.rows_used, 1000);
     assert!((sample.tokens as f64 / exact.tokens as f64 - 1.0).abs() < 0.1);
 }
+
+#[test]
+fn steps_states_and_rejections_read_ahead_are_those_of_a_plain_loader() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, encoder) = mixed(dir.path());
+    for (packing, shuffle, batch_size) in [(false, true, 1), (false, false, 3), (true, true, 2), (true, false, 1)] {
+        let order = LoadOrder { seed: 9, shuffle, epochs: Some(3) };
+        let fresh = || Loader::new(index.clone(), encoder.clone(), order);
+        let shape = StepShape { batch_size, micro_batch_size: 2, packing };
+        let mut plain = fresh();
+        let mut ahead = ReadAhead::new(fresh(), shape).unwrap();
+        assert_eq!(ahead.state(), plain.state());
+        // Once more after the end, whose state counts the epochs that are done.
+        let mut ended = 0;
+        while ended < 2 {
+            let before = plain.state().clone();
+            let step = plain.next_step(batch_size, packing).unwrap().map(|step| step.micro_batches(2));
+            ended += step.is_none() as u64;
+            assert_eq!(ahead.state(), &before);
+            assert_eq!(ahead.next_step().unwrap(), step);
+            assert_eq!((ahead.state(), ahead.rejections()), (plain.state(), plain.rejections()));
+            // A run that is resumed here reads on as this one does.
+            let mut resumed = fresh();
+            resumed.restore(ahead.state().clone()).unwrap();
+            let next = ReadAhead::new(resumed, shape).unwrap().next_step().unwrap();
+            let mut after = fresh();
+            after.restore(plain.state().clone()).unwrap();
+            assert_eq!(next, after.next_step(batch_size, packing).unwrap().map(|step| step.micro_batches(2)));
+        }
+        assert_eq!(plain.state().epoch, 3);
+    }
+}
+
+#[test]
+fn reading_ahead_ends_with_whoever_asked_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, encoder) = (corpus(dir.path(), 10), Arc::new(Setup::off().encoder()));
+    let order = LoadOrder { seed: 1, shuffle: true, epochs: None };
+    for taken in 0..4 {
+        let loader = Loader::new(index.clone(), encoder.clone(), order);
+        let shape = StepShape { batch_size: 4, micro_batch_size: 4, packing: false };
+        let mut steps = ReadAhead::new(loader, shape).unwrap();
+        (0..taken).for_each(|_| assert!(steps.next_step().unwrap().is_some()));
+        assert_eq!(Arc::strong_count(&index), 2);
+        drop(steps);
+        assert_eq!(Arc::strong_count(&index), 1, "the thread still holds its loader");
+    }
+}
+
+#[test]
+fn an_error_met_while_reading_ahead_arrives_at_its_own_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, encoder) = mixed(dir.path());
+    let row = |n: u64| json!({"prompt": if n == 6 { "raise" } else { "p" }, "response": "r"}).to_string() + "\n";
+    let path = file(dir.path(), "late.jsonl", (1..=8).map(row).collect::<String>());
+    let index = Arc::new(CorpusIndex::open(&[path], OnBadRecord::Fail).unwrap());
+    let order = LoadOrder { seed: 1, shuffle: false, epochs: None };
+    let fresh = || Loader::new(index.clone(), encoder.clone(), order);
+    let (mut plain, shape) = (fresh(), StepShape { batch_size: 2, micro_batch_size: 2, packing: false });
+    let mut ahead = ReadAhead::new(fresh(), shape).unwrap();
+    // Long enough for the thread to have met it, if it reads further than it may.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    for _ in 0..2 {
+        plain.next_step(2, false).unwrap();
+        assert!(ahead.next_step().unwrap().is_some());
+    }
+    let good = plain.state().clone();
+    let (error, plain) = (ahead.next_step().unwrap_err(), plain.next_step(2, false).unwrap_err());
+    assert_eq!((error.to_string(), error.class()), (plain.to_string(), plain.class()));
+    assert_eq!(ahead.state(), &good, "the position is that of the last good step");
+}

@@ -20,7 +20,7 @@ pub use parameter::{Parameter, Parameters};
 pub use rope::RopeScaling;
 pub use tensors::TensorSpec;
 use weights::load_frozen as load_frozen_weights;
-pub use weights::{Weights, load as load_weights, weight_files};
+pub use weights::{Weights, load as load_weights, load_some as load_some_weights, weight_files};
 
 use crate::error::Result;
 use crate::kernels::{Precision, Weight};

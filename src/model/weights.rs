@@ -49,18 +49,24 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
 /// Loads exactly the tensors of `config` as f32. Missing, unexpected and misshapen tensors are all reported by name,
 /// and so is a tensor that holds NaN or an infinity.
 pub fn load(folder: &Path, config: &ModelConfig) -> Result<Weights> {
-    load_each(folder, config, |_, tensor| Ok(tensor))
+    load_each(folder, config, |_| true, Ok)
 }
 
-/// [`load`] for a model that never learns: each matrix is packed as soon as it is read, so that no second copy ever exists.
+/// [`load`] of the tensors that are `wanted` by name; all of the folder's are held against `config`.
+pub fn load_some(folder: &Path, config: &ModelConfig, wanted: impl Fn(&str) -> bool + Sync) -> Result<Weights> {
+    load_each(folder, config, wanted, Ok)
+}
+
+/// [`load`] for a model that never learns: each matrix is packed as soon as it is read, so that no second copy of the model ever exists.
 pub fn load_frozen(folder: &Path, config: &ModelConfig, precision: Precision) -> Result<BTreeMap<String, Weight>> {
-    load_each(folder, config, |_, tensor| Ok(Weight::frozen(tensor, precision)?))
+    load_each(folder, config, |_| true, |tensor| Ok(Weight::frozen(tensor, precision)?))
 }
 
 fn load_each<T: Send>(
     folder: &Path,
     config: &ModelConfig,
-    take: impl Fn(&TensorSpec, Tensor) -> Result<T> + Sync,
+    wanted: impl Fn(&str) -> bool + Sync,
+    take: impl Fn(Tensor) -> Result<T> + Sync,
 ) -> Result<BTreeMap<String, T>> {
     let files = weight_files(folder)?.iter().map(|file| open(file)).collect::<Result<Vec<_>>>()?;
     let mut stored: BTreeMap<String, (usize, Vec<usize>)> = BTreeMap::new();
@@ -82,13 +88,14 @@ fn load_each<T: Send>(
     })?;
     specs
         .par_iter()
+        .filter(|spec| wanted(&spec.name))
         .map(|spec| {
             let tensor = files[stored[&spec.name].0].load(&spec.name, &Device::Cpu)?.to_dtype(DType::F32)?;
             if with_f32(&tensor, |x| x.iter().any(|x| !x.is_finite()))? {
                 let name = &spec.name;
                 return Err(Error::input(format!("{}: tensor {name} holds NaN or infinity", folder.display())));
             }
-            Ok((spec.name.clone(), take(spec, tensor)?))
+            Ok((spec.name.clone(), take(tensor)?))
         })
         .collect()
 }

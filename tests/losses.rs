@@ -219,3 +219,25 @@ fn gradients_of_a_truncated_teacher_equal_finite_differences() {
         }
     }
 }
+
+#[test]
+fn a_truncated_teacher_pulls_finitely_and_exactly_at_a_student_that_is_sure() {
+    let p = noise(50, 15);
+    let stored = Stored { log_tail: 0.1f32.ln(), ..Stored::new(&p, 4, 1.0) };
+    for sure in [30.0, 60.0, 100.0] {
+        let mut q = noise(50, 16);
+        q[stored.ids[1] as usize] = sure;
+        let exact: Vec<f64> = q.iter().map(|&z| (z as f64 - sure as f64).exp()).collect();
+        let total: f64 = exact.iter().sum();
+        let rest: f64 = (0..50).filter(|i| !stored.ids.contains(&(*i as u32))).map(|i| exact[i]).sum();
+        let known: f64 = stored.log_probabilities.iter().map(|&l| (l as f64).exp()).sum();
+        for (i, got) in stored.gradient(&q, 1.0).iter().enumerate() {
+            let share = exact[i] / total;
+            let want = match stored.ids.iter().position(|&id| id as usize == i) {
+                Some(at) => share - 0.9 * (stored.log_probabilities[at] as f64).exp() / known,
+                None => (rest / total - 0.1) * exact[i] / rest,
+            };
+            assert!((*got as f64 - want).abs() < 1e-6, "{sure}, token {i}: {got} instead of {want}");
+        }
+    }
+}

@@ -32,6 +32,11 @@ pub struct ChunkedLogits {
 }
 
 impl ChunkedLogits {
+    /// Targets of a chunk, unless set otherwise, when the longer of the two rows of logits has `vocab_size`.
+    pub fn rows_per_chunk(vocab_size: usize) -> usize {
+        (CHUNK_ELEMENTS / vocab_size.max(1)).clamp(1, CHUNK_ROWS)
+    }
+
     /// Calls `row(n, teacher, student, gradient)` for each of the N targets, in parallel within a chunk, and returns
     /// the results in target order.
     ///
@@ -52,7 +57,7 @@ impl ChunkedLogits {
             return Err(Error::run(format!("the hidden states are {width} wide, the head takes {head_width}")));
         }
         let teacher_width = signal.map_or(0, TeacherSignal::logits_per_target);
-        let limit = self.rows_per_chunk.unwrap_or((CHUNK_ELEMENTS / vocab.max(teacher_width)).clamp(1, CHUNK_ROWS));
+        let limit = self.rows_per_chunk.unwrap_or(Self::rows_per_chunk(vocab.max(teacher_width)));
         let mut results = Vec::with_capacity(targets);
         let mut d_hidden = vec![0.0f32; if with_gradient { targets * width } else { 0 }];
         for from in (0..targets).step_by(limit) {

@@ -47,42 +47,41 @@ impl Divergence for ForwardKl {
         )
     }
 
-    /// ∂D/∂z = (q − p) / T for a known token, q (1 − p_rest / q_rest) / T for any other.
+    /// ∂D/∂z = (q − p) / T for a known token, (q_rest − p_rest) · q / q_rest / T for any other.
     fn top_k_row(&self, teacher: TopKRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64 {
-        let known = (1.0 - (teacher.log_tail as f64).exp()).max(0.0);
-        let scaled = |i: usize| (teacher.log_probabilities[i] * student.inverse_temperature) as f64;
         let every = 0..teacher.ids.len();
+        let log_p_rest = teacher.log_tail as f64;
+        // What the known tokens hold together at this temperature: 1 − p_rest, exact where the rest is small.
+        let log_known = (-log_p_rest.exp_m1()).max(0.0).ln();
+        let scaled = |i: usize| (teacher.log_probabilities[i] * student.inverse_temperature) as f64;
         let largest = every.clone().map(scaled).fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = every.clone().map(|i| (scaled(i) - largest).exp()).sum();
-        let log_p = |i: usize| scaled(i) - largest - total.ln() + known.ln();
+        let log_p = |i: usize| scaled(i) - largest - total.ln() + log_known;
         let log_q = |i: usize| student.log_probability(teacher.ids[i] as usize) as f64;
         let term = |log_p: f64, log_q: f64| if log_p > f64::NEG_INFINITY { log_p.exp() * (log_p - log_q) } else { 0.0 };
-        // What the bucket's student share is pulled by; the share itself only counts where the teacher's is not zero.
-        let log_p_rest = teacher.log_tail as f64;
-        let log_q_rest = if log_p_rest > f64::NEG_INFINITY { log_rest(teacher.ids, student) } else { 0.0 };
+        // The student's row without the known tokens. Its sum is over the others, because 1 − Σ would cancel.
+        let mut others = student.logits.to_vec();
+        teacher.ids.iter().for_each(|&id| others[id as usize] = f32::NEG_INFINITY);
+        let rest = LogitRow::new(&others, student.inverse_temperature);
+        let log_q_rest = (rest.log_sum_exp - student.log_sum_exp) as f64;
         if let Some((gradient, scale)) = gradient {
             let scale = scale * student.inverse_temperature;
-            let pull = scale * (1.0 - (log_p_rest - log_q_rest).exp()) as f32;
-            math::vectorize(
-                #[inline(always)]
-                || {
-                    for (g, &z) in gradient.iter_mut().zip(student.logits) {
-                        *g += pull * math::exp(student.log_probability_of(z));
-                    }
-                },
-            );
+            // Shares within the rest times one factor: no difference of large numbers however sure the student is.
+            let pull = scale * (log_q_rest.exp() - log_p_rest.exp()) as f32;
+            if rest.log_sum_exp > f32::NEG_INFINITY {
+                math::vectorize(
+                    #[inline(always)]
+                    || {
+                        for (g, &z) in gradient.iter_mut().zip(rest.logits) {
+                            *g += pull * math::exp(rest.log_probability_of(z));
+                        }
+                    },
+                );
+            }
             for i in every.clone() {
-                let q = log_q(i).exp() as f32;
-                gradient[teacher.ids[i] as usize] += (scale - pull) * q - scale * log_p(i).exp() as f32;
+                gradient[teacher.ids[i] as usize] += scale * (log_q(i).exp() - log_p(i).exp()) as f32;
             }
         }
         every.map(|i| term(log_p(i), log_q(i))).sum::<f64>() + term(log_p_rest, log_q_rest)
     }
-}
-
-/// log of what the student gives to all tokens but `ids`: a sum over these, because 1 − Σ would cancel.
-fn log_rest(ids: &[u32], student: LogitRow<'_>) -> f64 {
-    let mut rest = student.logits.to_vec();
-    ids.iter().for_each(|&id| rest[id as usize] = f32::NEG_INFINITY);
-    (LogitRow::new(&rest, student.inverse_temperature).log_sum_exp - student.log_sum_exp) as f64
 }

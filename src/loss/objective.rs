@@ -7,7 +7,7 @@ use super::driver::{ChunkedLogits, StudentHead};
 use super::row::{Divergence, LogitRow};
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
-use crate::signal::{Needs, TeacherRow, TeacherSignal};
+use crate::signal::{Needs, TeacherRow, TeacherSignal, TopKRow};
 
 /// Undivided sums over targets, in nats. What was not computed is None.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -125,7 +125,9 @@ impl Objective {
                             let p = checked_teacher_row(logits, inverse_temperature, batch, i)?;
                             divergence.row(p, q, into)
                         }
-                        TeacherRow::TopK(p) => divergence.top_k_row(p, q, into),
+                        TeacherRow::TopK(p) => {
+                            divergence.top_k_row(checked_top_k(p, student.len(), batch, i)?, q, into)
+                        }
                     }
                 }
                 (Some(_), None) => return Err(Error::run("a divergence was asked for without a teacher's signal")),
@@ -164,4 +166,22 @@ pub(crate) fn checked_teacher_row<'a>(
         source.file.display(),
         source.line
     )))
+}
+
+/// A stored row of target `n`; refused with the row's file and line when a token lies beyond the student's `vocab`, or a
+/// probability is none.
+fn checked_top_k<'a>(row: TopKRow<'a>, vocab: usize, batch: &Batch, n: usize) -> Result<TopKRow<'a>> {
+    let refuse = |what: String| {
+        let source = batch.row_of_target(n);
+        let (file, line) = (source.file.display(), source.line);
+        Err(Error::run(format!("{file}:{line}: the stored signal for target {n} of the batch {what}")))
+    };
+    if let Some(id) = row.ids.iter().find(|&&id| id as usize >= vocab) {
+        return refuse(format!("names token {id}, the student's vocabulary has {vocab}"));
+    }
+    let mut stored = row.log_probabilities.iter().chain([&row.log_tail]);
+    if let Some(odd) = stored.find(|p| p.is_nan() || **p > 1e-3) {
+        return refuse(format!("holds {odd} where a log-probability is wanted"));
+    }
+    Ok(row)
 }

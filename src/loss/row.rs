@@ -52,6 +52,7 @@ pub trait Divergence: Send + Sync {
     fn row(&self, teacher: LogitRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64;
 
     /// [`Self::row`] for a teacher of which only the likeliest tokens are known: they and one bucket that holds all others,
-    /// on both sides. With every token known it is the same; otherwise it is no more.
+    /// on both sides. With every token known it is the same; otherwise, given
+    /// what the others truly hold, it is no more.
     fn top_k_row(&self, teacher: TopKRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64;
 }

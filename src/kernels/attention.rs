@@ -13,7 +13,7 @@ use super::math;
 use super::storage::{tensor, with_all};
 
 /// Queries handled at once: the scratch of a task is `QUERY_BLOCK × keys`.
-const QUERY_BLOCK: usize = 64;
+pub const QUERY_BLOCK: usize = 64;
 
 /// Queries `q`, next to each other in one row, attend to keys `k`: the row's from its start to the last query's own. Keys
 /// without a query may come from a cache, or stand where nothing is asked.
@@ -108,13 +108,15 @@ impl AttentionShape {
         }
     }
 
-    /// Gradients of one span for one key-value head: dq `[queries, group · head_dim]`, dk and dv `[keys, head_dim]`.
-    fn backward_head(&self, span: &Span, kv: usize, saved: &Saved) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    /// Gradients of spans that share their first key, for one key-value head: dq `[queries, group · head_dim]`, dk and dv
+    /// `[keys, head_dim]`, keys those of the last span.
+    fn backward_head(&self, spans: &[Span], kv: usize, saved: &Saved) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let (d, group) = (self.head_dim, self.heads / self.kv_heads);
-        let mut dq = vec![0.0f32; span.q.len() * group * d];
-        let mut dk = vec![0.0f32; span.k.len() * d];
-        let mut dv = vec![0.0f32; span.k.len() * d];
-        for block in self.blocks(span) {
+        let (queries, keys) = extent(spans);
+        let mut dq = vec![0.0f32; queries.len() * group * d];
+        let mut dk = vec![0.0f32; keys.len() * d];
+        let mut dv = vec![0.0f32; keys.len() * d];
+        for (span, block) in spans.iter().flat_map(|span| self.blocks(span).map(move |block| (span, block))) {
             let (rows, keys) = (block.queries.len(), block.keys.len());
             let (q_rows, k_rows) = (shift(&block.queries, span.q.start), shift(&block.keys, span.k.start));
             let kh = head(saved.k, k_rows.clone(), self.kv_heads, d, kv);
@@ -154,12 +156,18 @@ impl AttentionShape {
                 let columns = block.keys.start * d;
                 Right::new(doh).multiply(p.t(), MatMut::new(&mut dv[columns..], keys, d), true);
                 Right::new(qh).multiply(ds.t(), MatMut::new(&mut dk[columns..], keys, d), true);
-                let dq = &mut dq[block.queries.start * group * d + g * d..];
+                let dq = &mut dq[(q_rows.start - queries.start) * group * d + g * d..];
                 keys_by_d.multiply(ds, MatMut::strided(dq, rows, d, group * d), false);
             }
         }
         (dq, dk, dv)
     }
+}
+
+/// All queries of spans that share their first key, and all keys.
+fn extent(spans: &[Span]) -> (Range<usize>, Range<usize>) {
+    let (first, last) = (&spans[0], &spans[spans.len() - 1]);
+    (first.q.start..last.q.end, first.k.start..last.k.end)
 }
 
 fn shift_back(range: Range<usize>, by: usize) -> Range<usize> {
@@ -194,7 +202,7 @@ impl AttentionShape {
                 tasks.push((span, block, out, lse));
             }
         }
-        // The longest first, or they would be waited for.
+        // Last blocks see the most keys: they go first, or they would be waited for.
         tasks.reverse();
         with_all([q, k, v], |qkv| {
             let run = |(span, block, out, lse)| self.forward_block(span, &block, qkv, out, lse);
@@ -212,17 +220,20 @@ impl AttentionShape {
         dout: &Tensor,
     ) -> Result<[Tensor; 3]> {
         let (d, group) = (self.head_dim, self.heads / self.kv_heads);
-        let jobs: Vec<_> = spans.iter().flat_map(|s| (0..self.kv_heads).map(move |kv| (s, kv))).collect();
+        // Spans of one row share the gradients of its keys.
+        let rows = spans.chunk_by(|a, b| a.k.start == b.k.start);
+        let jobs: Vec<_> = rows.flat_map(|row| (0..self.kv_heads).map(move |kv| (row, kv))).collect();
         let results: Vec<_> = with_all([q, k, v, out, dout], |[q, k, v, out, dout]| {
             let saved = Saved { q, k, v, out, dout, lse };
-            jobs.par_iter().with_max_len(1).map(|(span, kv)| self.backward_head(span, *kv, &saved)).collect()
+            jobs.par_iter().with_max_len(1).map(|(row, kv)| self.backward_head(row, *kv, &saved)).collect()
         })?;
         let mut grads = [q, k, v].map(|x| vec![0.0f32; x.elem_count()]);
-        for ((span, kv), (dq, dk, dv)) in jobs.iter().zip(&results) {
+        for ((row, kv), (dq, dk, dv)) in jobs.iter().zip(&results) {
+            let (queries, keys) = extent(row);
             let columns = |heads, at| (heads * d, at);
-            scatter(&mut grads[0], &span.q, columns(self.heads, kv * group * d), group * d, dq);
-            scatter(&mut grads[1], &span.k, columns(self.kv_heads, kv * d), d, dk);
-            scatter(&mut grads[2], &span.k, columns(self.kv_heads, kv * d), d, dv);
+            scatter(&mut grads[0], &queries, columns(self.heads, kv * group * d), group * d, dq);
+            scatter(&mut grads[1], &keys, columns(self.kv_heads, kv * d), d, dk);
+            scatter(&mut grads[2], &keys, columns(self.kv_heads, kv * d), d, dv);
         }
         let [dq, dk, dv] = grads;
         Ok([tensor(dq, q.shape())?, tensor(dk, k.shape())?, tensor(dv, v.shape())?])

@@ -38,6 +38,14 @@ impl Weight {
         }
     }
 
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(tensor) => tensor.elem_count() * size_of::<f32>(),
+            Self::Packed(packed) => packed.bytes(),
+        }
+    }
+
     /// The f32 tensor; an error for what was packed.
     pub fn dense(&self) -> Result<&Tensor> {
         match self {
@@ -119,6 +127,9 @@ impl Linear {
     pub fn backward(&self, x: &Tensor, dy: &Tensor, onto: Option<Tensor>, precision: Precision) -> Result<Tensor> {
         let (rows, inner) = x.dims2()?;
         let outer = dy.dim(1)?;
+        if self.weight.dims() != [outer, inner] || dy.dim(0)? != rows {
+            bail!("gradients {:?} for inputs {:?} of a layer {:?}", dy.dims(), x.dims(), self.weight.dims());
+        }
         let accumulate = onto.is_some();
         let dx = match onto {
             Some(dx) => dx,

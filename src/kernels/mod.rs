@@ -20,9 +20,9 @@ mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-pub use attention::{AttentionShape, Span};
+pub use attention::{AttentionShape, QUERY_BLOCK, Span};
 pub use embedding::{add_rows, gather_rows};
-pub use gemm::{Mat, MatMut, Panels, Precision, matmul};
+pub use gemm::{Mat, MatMut, Panels, Precision, Right, matmul};
 pub use linear::{Linear, Weight};
 pub use rms_norm::RmsNorm;
 pub use rope::Rope;

@@ -16,7 +16,15 @@ pub enum Simd {
 }
 
 impl Simd {
+    /// The environment variable that lowers the level.
+    pub const VARIABLE: &str = "DISTILL_SIMD";
+
     const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// The level of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| level.name() == name)
+    }
 
     /// The name in `DISTILL_SIMD` and in messages.
     pub fn name(self) -> &'static str {
@@ -28,15 +36,18 @@ impl Simd {
         }
     }
 
-    /// What the kernels use, decided once. `DISTILL_SIMD` lowers it (for comparisons and tests), never raises it; an
-    /// unknown name changes nothing.
+    /// What the kernels use, decided once. `DISTILL_SIMD` lowers it (for comparisons and tests), never raises it.
+    ///
+    /// Panics on a name that is none: nobody shall believe that it took effect.
     #[inline]
     pub fn level() -> Self {
         static LEVEL: OnceLock<Simd> = OnceLock::new();
         *LEVEL.get_or_init(|| {
-            let wanted = std::env::var("DISTILL_SIMD").ok();
-            let limit = Self::ALL.into_iter().find(|level| wanted.as_deref() == Some(level.name()));
-            limit.map_or(Self::widest(), |limit| limit.min(Self::widest()))
+            let Ok(wanted) = std::env::var(Self::VARIABLE) else { return Self::widest() };
+            match Self::named(&wanted) {
+                Some(limit) => limit.min(Self::widest()),
+                None => panic!("{} = {wanted:?} is none of portable, avx2, avx512, avx512bf16", Self::VARIABLE),
+            }
         })
     }
 

@@ -94,6 +94,25 @@ fn linear_equals_the_composed_product_with_and_without_bias() {
 }
 
 #[test]
+fn linear_in_bf16_is_within_a_percent_of_f32_forward_and_backward() {
+    for (rows, inner, outer) in [(3, 5, 7), (33, 64, 17), (301, 41, 130)] {
+        let (x, w, dy) = (noise(&[rows, inner], 1), noise(&[outer, inner], 2), noise(&[rows, outer], 3));
+        let run = |precision: Precision| {
+            let dw = slot(&w);
+            let weight = Weight::Dense(w.clone());
+            let layer = Linear { weight, bias: None, weight_grad: Some(dw.clone()), bias_grad: None };
+            let y = layer.forward(&x, precision).unwrap();
+            let dx = layer.backward(&x, &dy, None, precision).unwrap();
+            [y, dx, gradient(&dw, &w)]
+        };
+        for (half, full) in run(Precision::Bf16).iter().zip(run(Precision::F32)) {
+            let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+            assert!(norm(&(half - &full).unwrap()) <= 0.01 * norm(&full));
+        }
+    }
+}
+
+#[test]
 fn weight_gradients_accumulate_over_calls_and_frozen_layers_have_none() {
     let (x, w) = (noise(&[4, 3], 1), noise(&[2, 3], 2));
     let dw = slot(&w);
@@ -239,6 +258,27 @@ fn attention_of_chosen_queries_adds_up_over_the_keys_they_share() {
         let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window };
         attention_agrees(shape, &spans, 81, 110, &format!("runs with window {window:?}"));
     }
+}
+
+#[test]
+fn attention_of_many_single_queries_shares_the_gradients_of_their_keys() {
+    let spans: Vec<Span> = (0..40).map(|i| Span { q: i..i + 1, k: 0..2 * i + 1 }).collect();
+    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 8, window: None };
+    attention_agrees(shape, &spans, 40, 80, "single queries");
+}
+
+#[test]
+fn linear_adds_onto_a_residual_and_onto_a_gradient() {
+    let (x, w, b, dy) = (noise(&[9, 6], 1), noise(&[5, 6], 2), noise(&[5], 3), noise(&[9, 5], 4));
+    let (weight, residual) = (Weight::Dense(w), noise(&[9, 5], 5));
+    let layer = Linear { weight, bias: Some(b), weight_grad: None, bias_grad: None };
+    let alone = layer.forward(&x, Precision::F32).unwrap();
+    let onto = layer.forward_onto(&x, &residual, Precision::F32).unwrap();
+    assert_close(&onto, &(alone + &residual).unwrap(), "residual");
+    let alone = layer.backward(&x, &dy, None, Precision::F32).unwrap();
+    let before = noise(&[9, 6], 6);
+    let onto = layer.backward(&x, &dy, Some(before.copy().unwrap()), Precision::F32).unwrap();
+    assert_close(&onto, &(alone + before).unwrap(), "gradient");
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub struct Place {
     pub stride: usize,
     /// Outputs that exist of the panel's 32.
     pub columns: usize,
-    /// Go on from what is there.
+    /// Add to what is there.
     pub accumulate: bool,
 }
 
@@ -59,12 +59,6 @@ macro_rules! tile_of {
                 let columns = u32::MAX >> (PANEL - place.columns);
                 let masks = [columns as u16, (columns >> 16) as u16];
                 let mut sums = [[_mm512_setzero_ps(); 2]; R];
-                if place.accumulate {
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let y = place.data.add(r * place.stride);
-                        *sums = [_mm512_maskz_loadu_ps(masks[0], y), _mm512_maskz_loadu_ps(masks[1], y.add(16))];
-                    }
-                }
                 let mut unit = x.data;
                 for weights in panel {
                     let weights = weights.0.as_ptr();
@@ -77,9 +71,12 @@ macro_rules! tile_of {
                     unit = unit.wrapping_add(x.unit_stride);
                 }
                 for (r, sums) in sums.iter().enumerate() {
-                    let y = place.data.add(r * place.stride);
-                    _mm512_mask_storeu_ps(y, masks[0], sums[0]);
-                    _mm512_mask_storeu_ps(y.add(16), masks[1], sums[1]);
+                    for (half, (&mask, &sum)) in masks.iter().zip(sums).enumerate() {
+                        let y = place.data.add(r * place.stride).wrapping_add(16 * half);
+                        let before =
+                            if place.accumulate { _mm512_maskz_loadu_ps(mask, y) } else { _mm512_setzero_ps() };
+                        _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(before, sum));
+                    }
                 }
             }
         }

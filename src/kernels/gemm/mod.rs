@@ -37,7 +37,7 @@ impl<'a> Mat<'a> {
 
     /// Rows that lie `row_stride` elements apart.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= data.len(), "matrix exceeds its slice");
+        assert!(fits(data.len(), rows, cols, row_stride), "matrix exceeds its slice");
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
@@ -74,6 +74,12 @@ impl<'a> Mat<'a> {
     }
 }
 
+/// Whether rows of `cols` elements that lie `row_stride` apart fit into `len` elements.
+fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
+    let end = || (rows - 1).checked_mul(row_stride)?.checked_add(cols);
+    rows == 0 || cols == 0 || end().is_some_and(|end| end <= len)
+}
+
 /// A mutable row-major matrix whose rows lie `row_stride` elements apart.
 pub struct MatMut<'a> {
     data: &'a mut [f32],
@@ -88,7 +94,8 @@ impl<'a> MatMut<'a> {
     }
 
     pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= data.len(), "matrix exceeds its slice");
+        assert!(fits(data.len(), rows, cols, row_stride), "matrix exceeds its slice");
+        assert!(rows <= 1 || row_stride >= cols, "rows overlap");
         Self { data, rows, cols, row_stride }
     }
 

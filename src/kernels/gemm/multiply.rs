@@ -1,7 +1,8 @@
 //! The blocked product around the micro-kernel.
 //!
-//! Loop order: inner blocks whose panel stays in the first-level cache, then panels, then tiles of rows. A sum runs over
-//! the whole inner index in order, whatever the blocks, the number of rows and of threads: results do not depend on them.
+//! Loop order: blocks of the inner index, then groups of panels, then tiles of rows. A sum is that of the blocks' sums, in
+//! order, and the blocks follow from the inner size alone: results depend neither on the number of rows nor of threads, nor
+//! on whether an operand was packed once or slab by slab.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -35,6 +36,10 @@ impl<'a> Right<'a> {
             #[cfg(target_arch = "x86_64")]
             Self::Packed(panels) => {
                 assert!(a.cols == panels.inner && c.cols == panels.outer && a.rows == c.rows, "the shapes do not fit");
+                assert!(a.cols > 0, "a sum over nothing");
+                if c.rows == 0 || c.cols == 0 {
+                    return;
+                }
                 native::multiply_serial(panels, a, c, accumulate);
             }
             #[cfg(not(target_arch = "x86_64"))]
@@ -52,14 +57,27 @@ pub fn is_native(precision: Precision) -> bool {
     }
 }
 
+/// Units of the inner index per block: 12 rows of them stay in the first-level cache, and a sum over more of them is split,
+/// which also keeps its rounding small.
+const UNITS: usize = 512;
+
+/// Units of each block of an inner index: equal, and [`UNITS`] at most.
+fn block_units(units: usize) -> usize {
+    units.div_ceil(units.div_ceil(UNITS).max(1)).max(1)
+}
+
 /// Units of a right-hand operand that is packed at once: 8 MiB, which the last-level cache holds.
 const SLAB: usize = 2 << 20;
 
 /// `c ← a · b`, or `c ← c + a · b` with `accumulate`, on all threads. a `[m, k]`, b `[k, n]`, c `[m, n]`.
 ///
-/// bf16 rounds a and b where the CPU multiplies bf16 ([`Precision::is_native`]); elsewhere the product is f32.
+/// bf16 rounds a and b where the CPU multiplies bf16 ([`Precision::is_native`]); elsewhere the product is the f32 one.
 pub fn matmul(a: Mat, b: Mat, mut c: MatMut, precision: Precision, accumulate: bool) {
     assert!(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols, "matrix shapes do not fit");
+    let precision = if is_native(precision) { precision } else { Precision::F32 };
+    if c.rows == 0 || c.cols == 0 {
+        return;
+    }
     if !is_native(precision) {
         return matmul_parallel(a, b, c, accumulate);
     }
@@ -71,13 +89,16 @@ pub fn matmul(a: Mat, b: Mat, mut c: MatMut, precision: Precision, accumulate: b
     }
     // Few outputs: all of them at once, the inner index in pieces; otherwise the outputs in pieces.
     let width = outer.min((SLAB / inner.max(1)).max(512)).next_multiple_of(32);
-    let depth = (SLAB / width).max(512) * precision.group();
+    // Whole blocks, or the sums would be split elsewhere than those of an operand that was packed once.
+    let block = block_units(inner.div_ceil(precision.group()));
+    let depth = (SLAB / width / block).max(1) * block * precision.group();
     for from in (0..outer).step_by(width) {
         let outputs = from..outer.min(from + width);
         for k in (0..inner).step_by(depth) {
-            let block = k..inner.min(k + depth);
-            panels.pack(b.t().select_rows(outputs.clone()).select_cols(block.clone()), precision);
-            panels.multiply(a.select_cols(block), c.select_cols(outputs.clone()), accumulate || k > 0);
+            let slab = k..inner.min(k + depth);
+            panels.pack(b.t().select_rows(outputs.clone()).select_cols(slab.clone()), precision);
+            let (a, c) = (a.select_cols(slab), c.select_cols(outputs.clone()));
+            panels.multiply_in_blocks(a, c, block, accumulate || k > 0);
         }
     }
     WORKSPACE.set(panels);
@@ -94,16 +115,21 @@ impl Panels {
     /// `y ← x Wᵀ`, or `y ← y + x Wᵀ` with `accumulate`: x `[rows, inner]`, y `[rows, outer]`, W this matrix. x is rounded
     /// as W is where the CPU multiplies so natively.
     pub fn project(&self, x: &[f32], y: &mut [f32], accumulate: bool) {
+        assert!(self.inner > 0 && self.outer > 0, "a weight without elements");
         let rows = x.len() / self.inner;
         let (x, y) = (Mat::new(x, rows, self.inner), MatMut::new(y, rows, self.outer));
-        self.multiply(x, y, accumulate);
+        self.multiply_in_blocks(x, y, block_units(self.units()), accumulate);
     }
 
-    fn multiply(&self, x: Mat, y: MatMut, accumulate: bool) {
+    /// `block`: units of the inner index that are summed at once.
+    fn multiply_in_blocks(&self, x: Mat, y: MatMut, block: usize, accumulate: bool) {
         assert!(x.cols == self.inner && y.cols == self.outer && x.rows == y.rows, "the shapes do not fit");
+        if x.rows == 0 || self.outer == 0 {
+            return;
+        }
         #[cfg(target_arch = "x86_64")]
         if is_native(self.precision) {
-            return native::multiply(self, x, y, accumulate);
+            return native::multiply(self, x, y, block, accumulate);
         }
         self.multiply_unpacked(x, y, accumulate);
     }
@@ -117,7 +143,7 @@ impl Panels {
             let rows = unpacked.par_chunks_mut(self.inner).zip(outputs.clone());
             rows.for_each(|(row, o)| self.row(o, row));
             let weight = Mat::new(&unpacked, outputs.len(), self.inner).t();
-            matmul_parallel(x, weight, y.select_cols(outputs), accumulate);
+            matmul(x, weight, y.select_cols(outputs), Precision::F32, accumulate);
         }
     }
 }
@@ -130,8 +156,6 @@ mod native {
     use super::*;
     use crate::kernels::math::vectorize;
 
-    /// Units of the inner index per block: 12 rows of them stay in the first-level cache.
-    const UNITS: usize = 512;
     /// Units of all panels that a tile of rows goes through before the next (384 KiB): they stay in the second-level cache.
     const GROUP: usize = 3072;
     /// Tiles of rows per task at most.
@@ -142,15 +166,17 @@ mod native {
         data: *mut f32,
         stride: usize,
         accumulate: bool,
+        /// Units of the inner index that are summed at once.
+        block: usize,
     }
     // SAFETY: tasks write disjoint elements, and the slice behind the pointer outlives them.
     unsafe impl Sync for Output {}
 
     thread_local!(static SCRATCH: Cell<Vec<u32>> = Cell::default());
 
-    pub fn multiply(weight: &Panels, x: Mat, y: MatMut, accumulate: bool) {
+    pub fn multiply(weight: &Panels, x: Mat, y: MatMut, block: usize, accumulate: bool) {
         let work = Split::new(x.rows.div_ceil(ROWS), weight.panels());
-        let out = Output { data: y.data.as_mut_ptr(), stride: y.row_stride, accumulate };
+        let out = Output { data: y.data.as_mut_ptr(), stride: y.row_stride, accumulate, block };
         (0..work.row_blocks * work.shares).into_par_iter().for_each(|task| {
             // SAFETY: tasks differ in their rows or in their panels, and y has room for all of both.
             unsafe { part(weight, x, &out, work.rows(task, x.rows), work.panels(task, weight.panels())) }
@@ -158,7 +184,8 @@ mod native {
     }
 
     pub fn multiply_serial(weight: &Panels, x: Mat, y: MatMut, accumulate: bool) {
-        let out = Output { data: y.data.as_mut_ptr(), stride: y.row_stride, accumulate };
+        let out =
+            Output { data: y.data.as_mut_ptr(), stride: y.row_stride, accumulate, block: block_units(weight.units()) };
         // SAFETY: y has room for every row and panel.
         unsafe { part(weight, x, &out, 0..x.rows, 0..weight.panels()) }
     }
@@ -171,10 +198,9 @@ mod native {
     unsafe fn part(weight: &Panels, x: Mat, out: &Output, rows: Range<usize>, panels: Range<usize>) {
         let mut scratch = SCRATCH.take();
         let units = weight.units();
-        let depth = units.div_ceil(units.div_ceil(UNITS).max(1)).max(1);
-        let grouped = (GROUP / depth).max(1);
-        for k in (0..units).step_by(depth) {
-            let block = k..units.min(k + depth);
+        let grouped = (GROUP / out.block).max(1);
+        for k in (0..units).step_by(out.block) {
+            let block = k..units.min(k + out.block);
             let left = left_rows(x.select_rows(rows.clone()), weight.precision, block.clone(), &mut scratch);
             for first in panels.clone().step_by(grouped) {
                 let group = first..panels.end.min(first + grouped);

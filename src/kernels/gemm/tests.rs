@@ -19,7 +19,7 @@ fn transposed(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     (0..rows * cols).map(|at| x[at % rows * cols + at / rows]).collect()
 }
 
-const SIZES: [(usize, usize, usize); 9] = [
+const SIZES: [(usize, usize, usize); 11] = [
     (1, 1, 1),
     (3, 5, 31),
     (13, 64, 33),
@@ -29,6 +29,8 @@ const SIZES: [(usize, usize, usize); 9] = [
     (24, 1031, 65),
     (300, 7, 3),
     (2, 0, 4),
+    (0, 3, 40),
+    (3, 4, 0),
 ];
 
 fn assert_close(got: &[f32], want: &[f64], k: usize, what: &str) {
@@ -89,13 +91,97 @@ fn large_operands_are_packed_in_slabs_with_the_same_sums() {
 }
 
 #[test]
+fn slabs_add_up_in_bf16_into_strided_rows_that_already_hold_something() {
+    for (m, k, n) in [(3, 301, 9000), (3, 20_001, 600)] {
+        let (a, b, stride) = (noise(m * k, 1), noise(k * n, 2), n + 5);
+        let mut c = vec![1.0f32; m * stride];
+        matmul(Mat::new(&a, m, k), Mat::new(&b, k, n), MatMut::strided(&mut c, m, n, stride), Precision::Bf16, true);
+        let rounded = if Precision::Bf16.is_native() { Precision::Bf16 } else { Precision::F32 };
+        let want = expected(&a, &b, (m, k, n), rounded);
+        for (row, want) in c.chunks(stride).zip(want.chunks(n)) {
+            for (got, want) in row.iter().zip(want) {
+                assert!((*got as f64 - 1.0 - want).abs() <= 1e-6 * k as f64, "{got} instead of {}", 1.0 + want);
+            }
+            assert!(row[n..].iter().all(|&x| x == 1.0));
+        }
+    }
+}
+
+#[test]
+fn what_a_larger_product_left_behind_changes_nothing() {
+    let product = |m: usize, k: usize, n: usize, precision: Precision| {
+        let (a, b, mut c) = (noise(m * k, 5), noise(k * n, 6), vec![0.0f32; m * n]);
+        matmul(Mat::new(&a, m, k).t().t(), Mat::new(&b, k, n), MatMut::new(&mut c, m, n), precision, false);
+        c
+    };
+    let fresh = std::thread::spawn(move || product(5, 33, 17, Precision::Bf16)).join().unwrap();
+    let used = std::thread::spawn(move || {
+        product(90, 700, 300, Precision::F32);
+        product(5, 33, 17, Precision::Bf16)
+    });
+    assert_eq!(fresh, used.join().unwrap());
+}
+
+#[test]
+fn sums_do_not_depend_on_the_number_of_threads() {
+    let (m, k, n) = (130, 700, 600);
+    let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+    for precision in [Precision::F32, Precision::Bf16].into_iter().filter(|p| p.is_native()) {
+        let with = |threads: usize| {
+            let mut c = vec![0.0f32; m * n];
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                matmul(Mat::new(&a, m, k), Mat::new(&b, k, n), MatMut::new(&mut c, m, n), precision, false)
+            });
+            c
+        };
+        assert!(with(1) == with(2) && with(1) == with(7));
+    }
+}
+
+#[test]
+fn without_the_instructions_bf16_is_the_f32_product() {
+    if Precision::Bf16.is_native() {
+        return;
+    }
+    let (m, k, n) = (20, 70, 50);
+    let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+    let product = |precision: Precision| {
+        let mut c = vec![0.0f32; m * n];
+        matmul(Mat::new(&a, m, k), Mat::new(&b, k, n), MatMut::new(&mut c, m, n), precision, false);
+        c
+    };
+    assert_eq!(product(Precision::Bf16), product(Precision::F32));
+}
+
+#[test]
+fn an_operand_used_again_on_one_thread_equals_the_parallel_product() {
+    for (m, k, n) in SIZES.into_iter().filter(|s| s.1 > 0) {
+        let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+        let (at, want) = (transposed(&a, m, k), expected(&a, &b, (m, k, n), Precision::F32));
+        let right = Right::new(Mat::new(&b, k, n));
+        let mut c = vec![f32::NAN; m * n];
+        right.multiply(Mat::new(&a, m, k), MatMut::new(&mut c, m, n), false);
+        assert_close(&c, &want, k, "once");
+        right.multiply(Mat::new(&at, k, m).t(), MatMut::new(&mut c, m, n), true);
+        let halves: Vec<f32> = c.iter().map(|c| c / 2.0).collect();
+        assert_close(&halves, &want, k, "twice");
+    }
+}
+
+#[test]
 fn a_row_does_not_depend_on_the_rows_beside_it() {
-    let (m, k, n) = (50, 700, 70);
-    let (a, b) = (noise(m * k, 1), noise(n * k, 2));
-    for precision in [Precision::F32, Precision::Bf16] {
+    for (precision, (m, k, n)) in [
+        (Precision::F32, (50, 700, 70)),
+        (Precision::Bf16, (50, 700, 70)),
+        // An inner index of several slabs.
+        (Precision::F32, (21, 5_003, 2_000)),
+        (Precision::Bf16, (21, 10_001, 2_000)),
+    ] {
         if !precision.is_native() {
             continue;
         }
+        let (a, b) = (noise(m * k, 1), noise(n * k, 2));
         let packed = Panels::new(Mat::new(&b, n, k), precision);
         let (mut all, mut one) = (vec![0.0; m * n], vec![0.0; n]);
         packed.project(&a, &mut all, false);
@@ -110,7 +196,7 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
 #[test]
 fn panels_give_their_rows_back_and_multiply_without_the_native_kernel() {
     for precision in [Precision::F32, Precision::Bf16] {
-        for (m, k, n) in SIZES.into_iter().filter(|s| s.1 > 0) {
+        for (m, k, n) in SIZES.into_iter().filter(|s| s.1 > 0 && s.2 > 0) {
             let (x, w) = (noise(m * k, 1), noise(n * k, 2));
             let packed = Panels::new(Mat::new(&w, n, k), precision);
             let rounded = packed.rows(&(0..n as u32).collect::<Vec<_>>());

@@ -159,23 +159,23 @@ pub struct BenchArgs {
     /// Instead of a run: a model folder, or a config.json for random weights in its shape
     #[arg(long, value_name = "PATH", required_unless_present_any = ["config", "top_k"], requires = "student")]
     pub teacher: Option<PathBuf>,
-    /// Instead of a teacher: K random tokens per target stand in for what a cache would have stored
+    /// Instead of a teacher: K random tokens per target, of equal probability, stand in for a stored signal
     #[arg(long, value_name = "K", conflicts_with = "teacher", requires = "student", value_parser = at_least::<1>)]
     pub top_k: Option<usize>,
     /// The student, as the teacher
     #[arg(long, value_name = "PATH")]
     pub student: Option<PathBuf>,
     /// Rows per step, without --config
-    #[arg(long, value_name = "N", default_value = "2", value_parser = at_least::<1>)]
+    #[arg(long, value_name = "N", default_value = "2", value_parser = at_least::<1>, conflicts_with = "config")]
     pub batch: usize,
     /// Tokens per row, without --config
-    #[arg(long, value_name = "N", default_value = "256", value_parser = at_least::<2>)]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = at_least::<2>, conflicts_with = "config")]
     pub length: usize,
     /// How the teacher's weights are held, with --teacher
-    #[arg(long, value_name = "f32|bf16", default_value = "f32", hide_possible_values = true, value_parser = words::<Dtype>())]
+    #[arg(long, value_name = "f32|bf16", default_value = "f32", hide_possible_values = true, value_parser = words::<Dtype>(), conflicts_with = "config")]
     pub teacher_dtype: Dtype,
     /// What the student's products are rounded to, with --student
-    #[arg(long, value_name = "f32|bf16", default_value = "f32", hide_possible_values = true, value_parser = words::<Dtype>())]
+    #[arg(long, value_name = "f32|bf16", default_value = "f32", hide_possible_values = true, value_parser = words::<Dtype>(), conflicts_with = "config")]
     pub dtype: Dtype,
     /// Print one JSON line instead of the table
     #[arg(long)]

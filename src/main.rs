@@ -36,10 +36,14 @@ fn calm_candle_threads() {
 }
 
 /// A step allocates the same activations as the one before. By default glibc gives their memory back to the system in
-/// between and the next step pays for every page again: 100,000 faults and a twelfth of the time of README's step.
+/// between and the next step pays for every page again: 100,000 faults and a twelfth of the time of README's step. Whoever
+/// sets glibc's own variables decides alone.
 fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    if std::env::var_os("MALLOC_TRIM_THRESHOLD_").is_none() {
+    if !["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some())
+    {
         // SAFETY: sets numbers of the allocator; no other thread runs yet.
         unsafe {
             libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);

@@ -9,6 +9,8 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 distill=${DISTILL:-$here/../../target/release/distill}
 python=${PYTHON:-python3}
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 modes=()
 while [[ ${1:-} && $1 != --* ]]; do modes+=("$1"); shift; done
 [ ${#modes[@]} -gt 0 ] || modes=(f32 bf16-teacher bf16 top-64)
@@ -20,8 +22,8 @@ for mode in "${modes[@]}"; do
         top-64) ours=(--top-k 64) ;;
         *) echo "unknown mode $mode: f32 | bf16-teacher | bf16 | top-64" >&2; exit 2 ;;
     esac
-    torch=$("$python" "$here/step.py" "$here/teacher.json" "$here/student.json" --mode "$mode" "$@" 2>/dev/null)
-    ours=$("$distill" bench "${ours[@]}" --student "$here/student.json" --json "$@" 2>/dev/null)
+    torch=$("$python" "$here/step.py" "$here/teacher.json" "$here/student.json" --mode "$mode" "$@" 2>"$log") || { cat "$log" >&2; exit 1; }
+    ours=$("$distill" bench "${ours[@]}" --student "$here/student.json" --json "$@" 2>"$log") || { cat "$log" >&2; exit 1; }
     printf 'PyTorch  %s\ndistill  %s\n' "$torch" "$ours"
     printf '%s\n%s\n' "$torch" "$ours" | awk -v mode="$mode" '
         { match($0, /"tokens_per_second": ?[0-9.]+/); speed[NR] = substr($0, RSTART + 20, RLENGTH - 20) + 0

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use crate::config::plan::{Plan, model_folder};
-use crate::config::{Dtype, LossKind, Schedule, StudentConfig, TeacherConfig};
+use crate::config::{Dtype, LossKind, Schedule, StudentConfig, TeacherConfig, Word};
 use crate::corpus::{Batch, Row};
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate};
@@ -16,6 +17,7 @@ use crate::model::{Decoder, Keep, ModelConfig};
 use crate::student;
 use crate::teacher::{LocalTeacher, Teacher};
 use crate::train::{AdamW, AdamWConfig, Decay, Stepper};
+use crate::units::Bytes;
 
 /// Loads a model folder with a sign of life.
 pub fn load_model(path: &Path, trainable: bool, screen: &Screen) -> Result<Decoder> {
@@ -31,12 +33,20 @@ pub fn teacher(plan: &Plan, screen: &Screen) -> Result<Option<LocalTeacher>> {
     load_teacher(path, *dtype, screen).map(Some)
 }
 
-/// Loads a frozen teacher in the dtype it is to be held in.
-pub fn load_teacher(path: &Path, dtype: Dtype, screen: &Screen) -> Result<LocalTeacher> {
-    let how = if dtype == Dtype::Bf16 { " in bf16" } else { "" };
-    let progress = screen.progress(&format!("loading {}{how}", path.display()), None);
+/// Loads a model folder that will not learn: its matrices packed, once.
+pub fn load_frozen(path: &Path, dtype: Dtype, screen: &Screen) -> Result<Decoder> {
+    let progress = screen.progress(&format!("loading {} in {}", path.display(), dtype.word()), None);
     let model = Decoder::load_frozen(model_folder(path)?, precision(dtype))?;
     progress.finish();
+    Ok(model)
+}
+
+/// Loads a frozen teacher in the dtype it is to be held in.
+pub fn load_teacher(path: &Path, dtype: Dtype, screen: &Screen) -> Result<LocalTeacher> {
+    let started = Instant::now();
+    let model = load_frozen(path, dtype, screen)?;
+    let (bytes, seconds) = (Bytes(model.parameters().bytes()), started.elapsed().as_secs_f64());
+    screen.line(&format!("{:<11}{bytes} in {}, read and packed in {seconds:.1} s", "teacher", dtype.word()));
     LocalTeacher::new(Arc::new(model))
 }
 
@@ -60,15 +70,17 @@ pub fn student(plan: &Plan, teacher: Option<&LocalTeacher>, screen: &Screen) -> 
         StudentConfig::Pruned { from, layers } => {
             // A teacher held in f32 lends its own weights; otherwise the folder is read.
             let same = TeacherConfig::Local { path: from.clone(), dtype: Dtype::F32 };
-            let loaded;
-            let whole = match teacher {
-                Some(teacher) if plan.config.teacher.as_ref() == Some(&same) => teacher.decoder().as_ref(),
+            let (config, weights) = match teacher {
+                Some(teacher) if plan.config.teacher.as_ref() == Some(&same) => {
+                    student::pruned(teacher.decoder(), layers)?
+                }
                 _ => {
-                    loaded = load_model(from, false, screen)?;
-                    &loaded
+                    let progress = screen.progress(&format!("loading layers of {}", from.display()), None);
+                    let pruned = student::pruned_folder(model_folder(from)?, layers)?;
+                    progress.finish();
+                    pruned
                 }
             };
-            let (config, weights) = student::pruned(whole, layers)?;
             Decoder::new(config, weights, true)
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Outcome, build, out};
 use crate::cli::GenerateArgs;
+use crate::config::Dtype;
 use crate::config::{ChatTemplate, LossOn, plan};
 use crate::corpus::TextTokenizer;
 use crate::device;
@@ -21,7 +22,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let template = if args.raw { ChatTemplate::None } else { args.chat_template.clone() };
     let encoder = plan::encoder(tokenizer.clone(), &template, 2, LossOn::Completion)?;
     let prompt = encoder.prompt_ids(&args.prompt).map_err(|e| e.context("--prompt"))?;
-    let model = build::load_model(&folder, false, &screen)?;
+    let model = build::load_frozen(&folder, Dtype::F32, &screen)?;
     plan::covers(model.config(), &tokenizer, "model")?;
     let options = GenerateOptions { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
     let mut text = Stream::new(&tokenizer);

@@ -13,7 +13,8 @@ mod start;
 mod train;
 
 use crate::cli::Command;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::kernels::Simd;
 
 /// How a command that did not fail ended: its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +29,12 @@ pub enum Outcome {
 
 /// Runs one subcommand.
 pub fn run(command: Command) -> Result<Outcome> {
+    if let Ok(name) = std::env::var(Simd::VARIABLE)
+        && Simd::named(&name).is_none()
+    {
+        let variable = Simd::VARIABLE;
+        return Err(Error::input(format!("{variable} = {name:?} is none of portable, avx2, avx512, avx512bf16")));
+    }
     match command {
         Command::Train(args) => train::run(&args),
         Command::Bench(args) => bench::run(&args),

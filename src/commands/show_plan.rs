@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::build;
 use crate::config::plan::Plan;
-use crate::config::{LossKind, StudentConfig, TeacherConfig, Word};
+use crate::config::{Dtype, LossKind, StudentConfig, TeacherConfig, Word};
 use crate::corpus::{Loader, Row, TextTokenizer};
 use crate::error::Result;
 use crate::metrics::Screen;
@@ -27,7 +27,11 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         StudentConfig::Fresh { config, .. } => format!("fresh from {}", config.display()),
         StudentConfig::Pruned { from, layers } => format!("layers {layers:?} of {}", from.display()),
     };
-    line("student", format!("{origin}, {}", shape(&plan.student)));
+    let dtype = match config.train.dtype {
+        Dtype::F32 => "",
+        Dtype::Bf16 => ", multiplied in bf16",
+    };
+    line("student", format!("{origin}, {}{dtype}", shape(&plan.student)));
     let (scan, about) = (&plan.scan, if plan.scan.exact { "" } else { "≈" });
     let count = |n: u64| format!("{about}{}", Count(n));
     line(

@@ -31,7 +31,7 @@ const CURVES: &str = "curves.svg";
 /// Hidden states of held-out rows that are kept between evaluations, in memory and, beyond that, in the run's folder: what
 /// /tmp holds may be memory too.
 const HELD_OUT_MEMORY: usize = 256 << 20;
-const HELD_OUT_DISK: u64 = 4 << 30;
+const HELD_OUT_DISK: u64 = 1 << 30;
 
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
     device::open(args.device.choice)?;

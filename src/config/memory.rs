@@ -42,23 +42,25 @@ pub(super) fn estimate(
     let tokens = config.train.micro_batch_size.saturating_mul(longest) as u64;
     let weights = student.parameters() as u64 * F32;
     let vocab = student.vocab_size as u64;
-    let logits = (64 << 20) * if teacher.is_some() { 3 } else { 2 };
+    // A chunk of the student's logits and, with a teacher, one of its own.
+    let logits = (256 * vocab * F32).min(64 << 20) * if teacher.is_some() { 2 } else { 1 };
     Memory {
         teacher: teacher.map_or(0, |t| t.parameters() as u64 * bytes_of(config)),
         student: 4 * weights,
         activations: tokens
             .saturating_mul(per_token(student, config.train.checkpoint_activations) * F32)
-            .saturating_add(logits.min(256 * vocab * F32 * 3)),
+            .saturating_add(logits),
         checkpoint: 3 * weights,
     }
 }
 
-/// Values kept per token for the backward pass: what each op of a block leaves, of all blocks or, with `again`, of one and
-/// the other blocks' inputs.
+/// Values per token at the height of the backward pass: what is kept of all blocks (with `again`, of one, and the inputs of
+/// all) and what one block needs besides while it runs backwards.
 fn per_token(model: &ModelConfig, again: bool) -> u64 {
     let (d, f) = (model.hidden_size as u64, model.intermediate_size as u64);
     let (q, kv) = ((model.heads * model.head_dim) as u64, (model.kv_heads * model.head_dim) as u64);
-    let block = 8 * d + 3 * q + 3 * kv + 3 * f;
+    let kept = 2 * d + 2 * q + 2 * kv + 2 * f;
+    let running = 6 * d + 3 * q + 4 * kv + 3 * f;
     let blocks = model.layers as u64;
-    3 * d + if again { block + blocks * d } else { blocks * block }
+    running + if again { kept + blocks * d } else { blocks * kept }
 }

@@ -69,6 +69,11 @@ impl Parameters {
         Self(weights.into_iter().map(parameter).collect())
     }
 
+    /// Bytes the weights take, without gradients.
+    pub fn bytes(&self) -> u64 {
+        self.iter().map(|p| p.weight.bytes() as u64).sum()
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Parameter> {
         self.0.values()
     }

@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-use products::{Products, Size};
+use products::{Products, Size, block_operations};
 
 use super::{Outcome, build, out};
 use crate::cli::BenchArgs;
@@ -125,10 +125,17 @@ fn local_teacher(path: &Path, args: &BenchArgs, screen: &Screen) -> Result<Local
     LocalTeacher::new(Arc::new(Decoder::frozen(config, weights, build::precision(args.teacher_dtype))?))
 }
 
-/// Stands in for a cache: k tokens drawn at random, of equal probability, and nothing in the tail.
+/// Stands in for a cache: k distinct tokens from a random one on, of equal probability, and nothing in the tail.
 struct StoredTokens {
     k: usize,
     vocab_size: usize,
+}
+
+impl StoredTokens {
+    fn tokens_from(&self, first: usize) -> impl Iterator<Item = u32> + use<> {
+        let (step, vocab) = (self.vocab_size / self.k, self.vocab_size);
+        (0..self.k).map(move |i| ((first + i * step) % vocab) as u32)
+    }
 }
 
 impl Teacher for StoredTokens {
@@ -144,7 +151,7 @@ impl Teacher for StoredTokens {
         let n = batch.valid_tokens();
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         Ok(TeacherSignal::TopK {
-            ids: (0..n * self.k).map(|_| rng.random_range(0..self.vocab_size as u32)).collect(),
+            ids: (0..n).flat_map(|_| self.tokens_from(rng.random_range(0..self.vocab_size))).collect(),
             log_probabilities: vec![-(self.k as f32).ln(); n * self.k],
             log_tails: vec![f32::NEG_INFINITY; n],
             vocab_size: self.vocab_size,
@@ -162,7 +169,7 @@ fn time(
 ) -> Result<Timed> {
     let progress = screen.progress("timing steps", Some(steps + 1));
     let mut reports = vec![];
-    let mut batches = 0;
+    let (mut batches, mut rows) = (0, 0);
     // The first step warms caches and buffers up and does not count.
     for step in 0..=steps {
         let micro = next()?;
@@ -170,6 +177,7 @@ fn time(
         progress.advance(1);
         if step > 0 {
             batches += micro.len();
+            rows += micro.iter().map(|batch| batch.rows.len()).sum::<usize>();
             reports.push(report);
         }
     }
@@ -182,7 +190,8 @@ fn time(
     let (tokens, targets) = (mean(|r| r.input_tokens), mean(|r| r.sums.targets));
     let micro_batches = (batches / reports.len().max(1)).max(1);
     let each = |mean: f64| (mean / micro_batches as f64).round() as usize;
-    let size = Size { tokens: each(tokens), targets: each(targets), micro_batches };
+    let length = (tokens / rows.max(1) as f64 * reports.len() as f64).round().max(1.0) as usize;
+    let size = Size { tokens: each(tokens), length, targets: each(targets), micro_batches };
     let mut products = Products::default();
     if let Some(config) = teacher {
         products.add_teacher(config, size, teacher_precision);
@@ -190,19 +199,13 @@ fn time(
     products.add_student(student, size, stepper.precision);
     let head = |c: &ModelConfig| 2.0 * targets * (c.vocab_size * c.hidden_size) as f64;
     let flops = Phased {
-        teacher: teacher.map_or(0.0, |t| 2.0 * tokens * block_weights(t)),
-        forward: 2.0 * tokens * block_weights(student),
+        teacher: teacher.map_or(0.0, |t| block_operations(t, size)),
+        forward: block_operations(student, size),
         head: teacher.map_or(0.0, head) + 3.0 * head(student),
-        backward: 4.0 * tokens * block_weights(student),
+        backward: 2.0 * block_operations(student, size),
     };
     let peak_memory = peak_rss_bytes();
     Ok(Timed { reports, flops, peak_memory, products: products.seconds() })
-}
-
-/// Weights of all blocks' matrices: two operations a token for each in a forward pass. Attention's own products are left out.
-fn block_weights(config: &ModelConfig) -> f64 {
-    let specs = config.tensors();
-    specs.iter().filter(|s| s.decays() && s.name.contains(".layers.")).map(|s| s.elements() as f64).sum()
 }
 
 /// The best of a few large f32 products on all threads, in operations per second.

@@ -1,15 +1,18 @@
-//! The matrix products of a step, timed alone: what a step would take if everything else were free.
+//! The matrix products of a step, attention's included, timed alone: what a step would take if everything else were free.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::kernels::{Mat, MatMut, Panels, Precision, matmul};
+use crate::kernels::{Mat, MatMut, Panels, Precision, QUERY_BLOCK, Right, matmul};
+use crate::loss::ChunkedLogits;
 use crate::model::ModelConfig;
 
 /// Tokens and targets of a micro-batch, and how many micro-batches a step has; means over the timed steps.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
     pub tokens: usize,
+    /// Tokens of a row.
+    pub length: usize,
     pub targets: usize,
     pub micro_batches: usize,
 }
@@ -37,37 +40,48 @@ enum Kind {
     Input,
     /// dW += dyᵀ x.
     Weight,
+    /// A block of queries with the keys or values before it; one per thread at a time.
+    Attention,
 }
-
-/// Rows of a chunk of logits.
-const CHUNK: usize = 256;
 
 impl Products {
     /// The frozen teacher's.
     pub fn add_teacher(&mut self, model: &ModelConfig, size: Size, precision: Precision) {
-        for (inner, outer) in linears(model) {
-            self.add(size.micro_batches * model.layers, size.tokens, inner, outer, precision, Kind::Frozen);
+        for (rows, count, (inner, outer)) in linears(model, size) {
+            self.add(count, rows, inner, outer, precision, Kind::Frozen);
         }
+        self.add_attention(model, size, 2);
         self.add_head(model, size, precision, Kind::Frozen);
     }
 
     /// The student's, forward and backward; its logits are f32.
     pub fn add_student(&mut self, model: &ModelConfig, size: Size, precision: Precision) {
-        let count = size.micro_batches * model.layers;
-        for (inner, outer) in linears(model) {
-            self.add(count, size.tokens, inner, outer, precision, Kind::Forward);
-            self.add(count, size.tokens, outer, inner, precision, Kind::Input);
-            self.add(count, outer, size.tokens, inner, precision, Kind::Weight);
+        for (rows, count, (inner, outer)) in linears(model, size) {
+            self.add(count, rows, inner, outer, precision, Kind::Forward);
+            self.add(count, rows, outer, inner, precision, Kind::Input);
+            self.add(count, outer, rows, inner, precision, Kind::Weight);
         }
+        // Two products forward, five backward.
+        self.add_attention(model, size, 7);
         self.add_head(model, size, Precision::F32, Kind::Forward);
-        let (rows, chunks) = chunks(size);
+        let (rows, chunks) = chunks(model, size);
         self.add(chunks, rows, model.vocab_size, model.hidden_size, precision, Kind::Input);
         self.add(chunks, model.vocab_size, rows, model.hidden_size, precision, Kind::Weight);
     }
 
     fn add_head(&mut self, model: &ModelConfig, size: Size, precision: Precision, kind: Kind) {
-        let (rows, chunks) = chunks(size);
+        let (rows, chunks) = chunks(model, size);
         self.add(chunks, rows, model.hidden_size, model.vocab_size, precision, kind);
+    }
+
+    /// `products` of each block of queries; half of them give scores from heads, the other half heads from scores.
+    fn add_attention(&mut self, model: &ModelConfig, size: Size, products: usize) {
+        let blocks = size.length.div_ceil(QUERY_BLOCK).max(1);
+        let (queries, keys) = (size.length.div_ceil(blocks), size.length.div_ceil(blocks) * (blocks + 1) / 2);
+        let rows = size.tokens.div_ceil(size.length.max(1)) * size.micro_batches;
+        let count = rows * blocks * model.heads * model.layers * products;
+        self.add(count / 2, queries, model.head_dim, keys, Precision::F32, Kind::Attention);
+        self.add(count - count / 2, queries, keys, model.head_dim, Precision::F32, Kind::Attention);
     }
 
     fn add(&mut self, count: usize, m: usize, k: usize, n: usize, precision: Precision, kind: Kind) {
@@ -81,24 +95,40 @@ impl Products {
 }
 
 /// Targets in equal chunks.
-fn chunks(size: Size) -> (usize, usize) {
-    let chunks = size.targets.div_ceil(CHUNK).max(1);
+fn chunks(model: &ModelConfig, size: Size) -> (usize, usize) {
+    let chunks = size.targets.div_ceil(ChunkedLogits::rows_per_chunk(model.vocab_size)).max(1);
     (size.targets.div_ceil(chunks), chunks * size.micro_batches)
 }
 
-/// Inner and outer size of a block's matrices.
-fn linears(model: &ModelConfig) -> [(usize, usize); 7] {
+/// Rows, number, and inner and outer size of the blocks' products: the last block runs all but keys and values at targets.
+fn linears(model: &ModelConfig, size: Size) -> Vec<(usize, usize, (usize, usize))> {
     let (d, f) = (model.hidden_size, model.intermediate_size);
     let (q, kv) = (model.heads * model.head_dim, model.kv_heads * model.head_dim);
-    [(d, q), (d, kv), (d, kv), (q, d), (d, f), (d, f), (f, d)]
+    let everywhere = [(d, kv), (d, kv)];
+    let asked = [(d, q), (q, d), (d, f), (d, f), (f, d)];
+    let (all, last) = (size.micro_batches * model.layers, size.micro_batches);
+    let of_all = everywhere.map(|shape| (size.tokens, all, shape));
+    let of_most = asked.map(|shape| (size.tokens, all - last, shape));
+    let of_last = asked.map(|shape| (size.targets, last, shape));
+    [&of_all[..], &of_most, &of_last].concat()
+}
+
+/// Floating-point operations of the blocks' products in a forward pass, attention's own left out.
+pub fn block_operations(model: &ModelConfig, size: Size) -> f64 {
+    linears(model, size).iter().map(|(rows, count, (k, n))| 2.0 * (rows * k * n) as f64 * *count as f64).sum()
 }
 
 impl Product {
     fn seconds(&self) -> f64 {
+        if self.kind == Kind::Attention {
+            return self.seconds_on_every_thread();
+        }
         let Self { m, k, n, bf16, kind } = *self;
         let precision = if bf16 { Precision::Bf16 } else { Precision::F32 };
         let (a, b, mut c) = (vec![0.5f32; m * k], vec![0.25f32; k * n], vec![0.0f32; m * n]);
-        let packed = (kind == Kind::Frozen).then(|| Panels::new(Mat::new(&b, n, k), precision));
+        // Where our kernel does not run, a frozen f32 matrix is multiplied as it is.
+        let packed = (kind == Kind::Frozen && (bf16 || precision.is_native()))
+            .then(|| Panels::new(Mat::new(&b, n, k), precision));
         let mut run = || {
             let started = Instant::now();
             let out = MatMut::new(&mut c, m, n);
@@ -114,5 +144,19 @@ impl Product {
         let mut times: Vec<f64> = (0..5).map(|_| run()).collect();
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
+    }
+
+    /// Of one product, when every thread runs such products of its own.
+    fn seconds_on_every_thread(&self) -> f64 {
+        const REPEATS: usize = 500;
+        let Self { m, k, n, .. } = *self;
+        let (a, b) = (vec![0.5f32; m * k], vec![0.25f32; k * n]);
+        let started = Instant::now();
+        rayon::broadcast(|_| {
+            let mut c = vec![0.0f32; m * n];
+            let b = Right::new(Mat::new(&b, k, n));
+            (0..REPEATS).for_each(|_| b.multiply(Mat::new(&a, m, k), MatMut::new(&mut c, m, n), false));
+        });
+        started.elapsed().as_secs_f64() / (REPEATS * rayon::current_num_threads()) as f64
     }
 }

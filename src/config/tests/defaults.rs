@@ -216,6 +216,7 @@ fn a_resumed_run_may_change_its_length_output_and_cadences_only() {
         "loss.temperature=2",
         "train.batch_size=2",
         "train.learning_rate=1.0",
+        "train.dtype=bf16",
         "eval.max_rows=3",
     ] {
         let new = place.load(&["train.steps=5", fixed]).unwrap();

@@ -1,9 +1,10 @@
 //! The training step against PyTorch: loss, every gradient by name, ten AdamW steps (tests/goldens/README.md, `step`).
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use distill::corpus::{Batch, Row, RowRef};
 use distill::kernels::Precision;
 use distill::loss::{ForwardKl, Objective, StudentHead};
@@ -46,6 +47,15 @@ fn folder() -> PathBuf {
 
 fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
     serde_json::from_str(&std::fs::read_to_string(folder().join(name)).unwrap()).unwrap()
+}
+
+/// What PyTorch said of a student, with its gradients by name.
+fn golden(student: &str) -> (Expected, HashMap<String, Vec<f32>>) {
+    let file = folder().join(format!("expected_{student}.safetensors"));
+    let gradients = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    let values = |t: Tensor| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let gradients = gradients.into_iter().map(|(name, tensor)| (name, values(tensor))).collect();
+    (json(&format!("expected_{student}.json")), gradients)
 }
 
 fn steps() -> Vec<Vec<Row>> {
@@ -91,9 +101,7 @@ fn gradients(student: &Decoder) -> Vec<(String, Vec<f32>)> {
 fn loss_and_every_gradient_equal_pytorch() {
     let teacher = teacher();
     for name in STUDENTS {
-        let e: Expected = json(&format!("expected_{name}.json"));
-        let want = candle_core::safetensors::load(folder().join(format!("expected_{name}.safetensors")), &Device::Cpu)
-            .unwrap();
+        let (e, want) = golden(name);
         let student = Decoder::load(&folder().join(name), true).unwrap();
         let report = stepper(&teacher, &student, &e).accumulate(&micro(&steps()[0], 4)).unwrap();
         let n = report.sums.targets as f64;
@@ -105,10 +113,9 @@ fn loss_and_every_gradient_equal_pytorch() {
         let got = gradients(&student);
         assert_eq!(got.len(), want.len());
         for (parameter, got) in got {
-            let want: Vec<f32> =
-                want[&parameter].to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let want = &want[&parameter];
             let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-            for (got, want) in got.iter().zip(&want) {
+            for (got, want) in got.iter().zip(want) {
                 assert!((got - want).abs() <= 1e-5 * largest, "{name} {parameter}: {got} instead of {want}");
             }
         }
@@ -179,9 +186,7 @@ fn running_blocks_again_instead_of_keeping_them_gives_the_same_bits() {
 fn a_student_in_bf16_has_the_loss_within_2e4_and_its_gradient_within_a_percent() {
     let teacher = teacher();
     for name in STUDENTS {
-        let e: Expected = json(&format!("expected_{name}.json"));
-        let want = candle_core::safetensors::load(folder().join(format!("expected_{name}.safetensors")), &Device::Cpu)
-            .unwrap();
+        let (e, want) = golden(name);
         let student = Decoder::load(&folder().join(name), true).unwrap();
         let mut stepper = stepper(&teacher, &student, &e);
         stepper.precision = Precision::Bf16;
@@ -190,9 +195,8 @@ fn a_student_in_bf16_has_the_loss_within_2e4_and_its_gradient_within_a_percent()
         // ‖g − g₃₂‖ / ‖g₃₂‖ over all parameters.
         let (mut off, mut all) = (0.0f64, 0.0f64);
         for (parameter, got) in gradients(&student) {
-            let want: Vec<f32> =
-                want[&parameter].to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-            off += got.iter().zip(&want).map(|(g, w)| ((g - w) as f64).powi(2)).sum::<f64>();
+            let want = &want[&parameter];
+            off += got.iter().zip(want).map(|(g, w)| ((g - w) as f64).powi(2)).sum::<f64>();
             all += want.iter().map(|w| (*w as f64).powi(2)).sum::<f64>();
         }
         assert!(off.sqrt() <= 0.01 * all.sqrt(), "{name}: the gradient is off by {}", (off / all).sqrt());

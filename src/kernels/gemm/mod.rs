@@ -8,6 +8,8 @@
 mod avx512;
 mod library;
 mod multiply;
+#[cfg(target_arch = "x86_64")]
+mod native;
 mod panels;
 mod precision;
 #[cfg(test)]

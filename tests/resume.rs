@@ -5,6 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Bench, files};
+use distill::kernels::{Precision, Simd};
 
 const RESUME: [&str; 4] = ["train", "--config", "run.toml", "--resume"];
 
@@ -50,6 +51,46 @@ fn stopped_at_any_step_of_a_shuffled_run_and_resumed() {
 fn stopped_on_a_single_thread_and_resumed() {
     let more = "epochs = 2\nwarmup_steps = 3";
     with_threads(1, more, "shuffle = false", |bench, run| stop_at(bench, run, &[2, 11]));
+}
+
+#[test]
+fn on_another_number_of_threads_it_is_the_same_or_warned_of() {
+    let warning = "\"thread_count_changed\"";
+    ends_like_the_unbroken_run("epochs = 2", "", |bench, run| {
+        bench.expect(&[&RESUME[..], &["--output", run, "--stop-after", "5"]].concat(), 75);
+        let mut command = bench.command(&[&RESUME[..], &["--output", run]].concat());
+        // Where our own product does not run, the other number would only be allowed to differ.
+        let ours = Precision::F32.is_native();
+        let output = command.env("RAYON_NUM_THREADS", if ours { "1" } else { "2" }).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        assert!(!String::from_utf8(bench.read(&format!("{run}/metrics.jsonl"))).unwrap().contains(warning));
+    });
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 3");
+    let portable = |args: &[&str], threads: &str| {
+        let mut command = bench.command(args);
+        assert!(
+            command.env("DISTILL_SIMD", "portable").env("RAYON_NUM_THREADS", threads).status().unwrap().code()
+                < Some(76)
+        );
+    };
+    portable(&["train", "--config", "run.toml", "--stop-after", "1"], "2");
+    portable(&RESUME, "1");
+    assert!(String::from_utf8(bench.read("run/metrics.jsonl")).unwrap().contains(warning));
+}
+
+#[test]
+fn other_instructions_are_warned_of() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 3");
+    let mut command = bench.command(&["train", "--config", "run.toml", "--stop-after", "1"]);
+    command.env("DISTILL_SIMD", "portable");
+    assert_eq!(command.status().unwrap().code(), Some(75));
+    bench.expect(&RESUME, 0);
+    let metrics = String::from_utf8(bench.read("run/metrics.jsonl")).unwrap();
+    // A machine that has nothing else goes on with the same.
+    assert_eq!(metrics.contains("\"instructions_changed\""), Simd::level() != Simd::Portable, "{metrics}");
+    assert!(metrics.contains("DISTILL_SIMD=portable") || Simd::level() == Simd::Portable);
 }
 
 #[test]

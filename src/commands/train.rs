@@ -139,15 +139,8 @@ impl<'a> Session<'a> {
         if let Start::From(origin) = self.start {
             stepper.optimizer.restore(TrainState::read_moments(&origin.checkpoint)?)?;
             loader.restore(state.loader.clone())?;
-            let threads = rayon::current_num_threads();
-            if state.threads != threads {
-                let message = format!(
-                    "the run began with {0} threads and goes on with {threads}: results may differ in the last bits \
-                     (RAYON_NUM_THREADS={0} keeps them)",
-                    state.threads
-                );
-                warn(&mut sinks, state.step, "thread_count_changed", message)?;
-                state.threads = threads;
+            for (code, message) in state.continue_here() {
+                warn(&mut sinks, state.step, code, message)?;
             }
             self.screen.line(&format!("resuming after step {}", Count(state.step)));
         }

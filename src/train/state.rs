@@ -9,6 +9,7 @@ use super::optim::{AdamW, Moments};
 use crate::checkpoint::{Checkpoint, Dtype, Entry, Values, layout, read_safetensors_f32, write_safetensors};
 use crate::corpus::LoaderState;
 use crate::error::{Error, Result};
+use crate::kernels::{Precision, Simd};
 use crate::metrics;
 
 /// A held-out score and when it was reached; less is better.
@@ -39,8 +40,11 @@ pub struct TrainState {
     pub last_eval: Option<metrics::Eval>,
     /// What the run reads and must find unchanged, by name.
     pub fingerprints: BTreeMap<String, String>,
-    /// Sums of products depend on it in their last bits.
+    /// Where our own product does not run, sums depend on it in their last bits.
     pub threads: usize,
+    /// The [`Simd`] level, on which sums depend too. Empty in checkpoints of versions that did not record it.
+    #[serde(default)]
+    pub instructions: String,
 }
 
 impl TrainState {
@@ -60,7 +64,34 @@ impl TrainState {
 
     /// The state of a run that begins, on all threads there are.
     pub fn new(fingerprints: BTreeMap<String, String>) -> Self {
-        Self { fingerprints, threads: rayon::current_num_threads(), ..Self::default() }
+        let instructions = Simd::level().name().to_owned();
+        Self { fingerprints, threads: rayon::current_num_threads(), instructions, ..Self::default() }
+    }
+
+    /// Goes on with this process's threads and instructions. Returns a code and a message for each that differs from what
+    /// the run had, where that can change results.
+    pub fn continue_here(&mut self) -> Vec<(&'static str, String)> {
+        let mut changes = vec![];
+        let (threads, instructions) = (rayon::current_num_threads(), Simd::level().name());
+        if self.threads != threads && !Precision::F32.is_native() {
+            let message = format!(
+                "the run had {0} threads and goes on with {threads}: results may differ in the last bits \
+                 (RAYON_NUM_THREADS={0} keeps them)",
+                self.threads
+            );
+            changes.push(("thread_count_changed", message));
+        }
+        if self.instructions != instructions && !self.instructions.is_empty() {
+            let message = format!(
+                "the run computed with {0} instructions and goes on with {instructions}: results may differ in the last \
+                 bits ({1}={0} keeps them on a CPU that has these)",
+                self.instructions,
+                Simd::VARIABLE
+            );
+            changes.push(("instructions_changed", message));
+        }
+        (self.threads, self.instructions) = (threads, instructions.to_owned());
+        changes
     }
 
     /// Reads state.json of a verified checkpoint.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::config::{ChatTemplate, Dtype, LossOn, Word};
 use crate::device::DeviceChoice;
@@ -51,7 +51,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "auto|PATH", num_args = 0..=1, default_missing_value = "auto")]
     pub resume: Option<Resume>,
     /// Write a checkpoint and exit with 75 once this step is done
-    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "STEPS", value_parser = at_least::<u64, 1>)]
     pub stop_after: Option<u64>,
     /// Print the resolved plan with its arithmetic and stop
     #[arg(long)]
@@ -89,10 +89,10 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Use the first N rows that have a target
-    #[arg(long, value_name = "N", value_parser = at_least::<1>)]
+    #[arg(long, value_name = "N", value_parser = at_least::<usize, 1>)]
     pub max_rows: Option<usize>,
     /// Keep the first N tokens of each row
-    #[arg(long, value_name = "N", value_parser = at_least::<2>)]
+    #[arg(long, value_name = "N", value_parser = at_least::<usize, 2>)]
     pub max_length: Option<usize>,
     /// Which tokens of a row with a prompt count
     #[arg(long, value_name = "completion|all", hide_possible_values = true, value_parser = words::<LossOn>())]
@@ -127,7 +127,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
     /// Stop after N new tokens
-    #[arg(long, value_name = "N", default_value = "128", value_parser = at_least::<1>)]
+    #[arg(long, value_name = "N", default_value = "128", value_parser = at_least::<usize, 1>)]
     pub max_tokens: usize,
     /// 0 takes the likeliest token each time
     #[arg(long, value_name = "T", default_value = "0", value_parser = non_negative)]
@@ -152,27 +152,28 @@ Examples:
   distill bench --config run.toml
   distill bench --teacher big/config.json --student small/config.json --batch 2 --length 256
   distill bench --top-k 64 --student small/config.json")]
+#[command(group = ArgGroup::new("what").required(true).args(["config", "teacher", "top_k"]))]
 pub struct BenchArgs {
     /// Time the first steps of this run
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["teacher", "student", "top_k"])]
+    #[arg(long, value_name = "FILE", conflicts_with = "student")]
     pub config: Option<PathBuf>,
     /// Instead of a run: a model folder, or a config.json for random weights in its shape
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["config", "top_k"], requires = "student")]
+    #[arg(long, value_name = "PATH", requires = "student")]
     pub teacher: Option<PathBuf>,
     /// Instead of a teacher: K random tokens per target, of equal probability, stand in for a stored signal
-    #[arg(long, value_name = "K", conflicts_with = "teacher", requires = "student", value_parser = at_least::<1>)]
+    #[arg(long, value_name = "K", requires = "student", value_parser = at_least::<usize, 1>)]
     pub top_k: Option<usize>,
     /// The student, as the teacher
     #[arg(long, value_name = "PATH")]
     pub student: Option<PathBuf>,
     /// Rows per step, without --config
-    #[arg(long, value_name = "N", default_value = "2", value_parser = at_least::<1>, conflicts_with = "config")]
+    #[arg(long, value_name = "N", default_value = "2", value_parser = at_least::<usize, 1>, conflicts_with = "config")]
     pub batch: usize,
     /// Tokens per row, without --config
-    #[arg(long, value_name = "N", default_value = "256", value_parser = at_least::<2>, conflicts_with = "config")]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = at_least::<usize, 2>, conflicts_with = "config")]
     pub length: usize,
     /// How the teacher's weights are held, with --teacher
-    #[arg(long, value_name = "f32|bf16", default_value = "f32", hide_possible_values = true, value_parser = words::<Dtype>(), conflicts_with = "config")]
+    #[arg(long, value_name = "f32|bf16", default_value = "f32", hide_possible_values = true, value_parser = words::<Dtype>(), conflicts_with_all = ["config", "top_k"])]
     pub teacher_dtype: Dtype,
     /// What the student's products are rounded to, with --student
     #[arg(long, value_name = "f32|bf16", default_value = "f32", hide_possible_values = true, value_parser = words::<Dtype>(), conflicts_with = "config")]
@@ -181,7 +182,7 @@ pub struct BenchArgs {
     #[arg(long)]
     pub json: bool,
     /// Steps that are timed, after one that is not
-    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value = "5", value_parser = at_least::<u64, 1>)]
     pub steps: u64,
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -271,8 +272,8 @@ fn key_value(text: &str) -> Result<String, String> {
     }
 }
 
-fn at_least<const LEAST: usize>(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&n| n >= LEAST).ok_or_else(|| format!("allowed: an integer ≥ {LEAST}"))
+fn at_least<N: FromStr + PartialOrd + From<u8>, const LEAST: u8>(text: &str) -> Result<N, String> {
+    text.parse().ok().filter(|n| *n >= N::from(LEAST)).ok_or_else(|| format!("allowed: an integer ≥ {LEAST}"))
 }
 
 fn number(text: &str, allowed: &str, is_allowed: impl Fn(f64) -> bool) -> Result<f64, String> {

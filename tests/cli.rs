@@ -322,7 +322,38 @@ fn bench_times_a_run_and_random_models() {
             assert!(table.contains(part), "{part:?} is not in:\n{table}");
         }
     }
-    bench.refused(&["bench", "--teacher", "teacher.json"]);
+    for (args, part) in [
+        (&["--teacher", "teacher.json"][..], "--student"),
+        (&[], "--config <FILE>|--teacher <PATH>|--top-k <K>"),
+        (&["--top-k", "401", "--student", "student.json"], "vocabulary of 400"),
+        (&["--top-k", "4", "--student", "student.json", "--teacher-dtype", "bf16"], "--teacher-dtype"),
+        (&["--teacher", "teacher.json", "--student", "student.json", "--steps", "0"], "≥ 1"),
+    ] {
+        let said = bench.refused(&[&["bench"], args].concat());
+        assert!(said.contains(part), "{part:?} is not in: {said}");
+    }
+}
+
+#[test]
+fn bf16_without_the_instructions_is_said_by_every_command_that_multiplies() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 1\ndtype = \"bf16\"");
+    let text = String::from_utf8(bench.read("run.toml")).unwrap();
+    bench.write("run.toml", text.replace("path = \"teacher/student\"", "path = \"teacher/student\"\ndtype = \"bf16\""));
+    let shapes = ["bench", "--teacher", "teacher.json", "--student", "student.json", "--steps", "1", "--dtype", "bf16"];
+    for (args, student) in [
+        (&["train", "--config", "run.toml"][..], true),
+        (&["eval", "--config", "run.toml", "--student", "run/student"], false),
+        (&["bench", "--config", "run.toml", "--steps", "1"], true),
+        (&shapes, true),
+    ] {
+        let output = bench.command(args).env("DISTILL_SIMD", "portable").output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert_eq!(said.matches("bf16_not_native").count(), 1, "{args:?}: {said}");
+        assert_eq!(said.contains("bf16 student"), student, "{args:?}: {said}");
+        assert!(!said.contains("multiplied in bf16"), "{args:?}: {said}");
+    }
 }
 
 #[test]

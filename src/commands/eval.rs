@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{Outcome, build, out};
 use crate::checkpoint::atomic;
 use crate::cli::EvalArgs;
-use crate::config::plan::{HeldOut, covers, encoder, model_folder, same_tokenizer};
+use crate::config::plan::{HeldOut, Notice, covers, encoder, model_folder, same_tokenizer};
 use crate::config::{self, ChatTemplate, Dtype, LossOn, OnBadRecord, RunConfig, TeacherConfig};
 use crate::corpus::{Batch, CorpusIndex, Row, TextTokenizer};
 use crate::device;
@@ -102,6 +102,9 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let index = CorpusIndex::open(std::slice::from_ref(&request.data), request.on_bad_record.into())?;
     let held_out =
         HeldOut::take(Arc::new(index), encoder, request.max_rows).map_err(|e| e.context(request.data.display()))?;
+    if let Some(notice) = Notice::of_bf16(request.teacher_dtype, Dtype::F32) {
+        screen.line(&notice.line());
+    }
     let teacher = build::load_teacher(&request.teacher, request.teacher_dtype, &screen)?;
     covers(teacher.decoder().config(), &tokenizer, "teacher")?;
     let evaluate = |folder: &Path| -> Result<(Decoder, EvalReport)> {

@@ -7,6 +7,7 @@ use crate::config::plan::Plan;
 use crate::config::{Dtype, LossKind, StudentConfig, TeacherConfig, Word};
 use crate::corpus::{Loader, Row, TextTokenizer};
 use crate::error::Result;
+use crate::kernels::Precision;
 use crate::metrics::Screen;
 use crate::model::ModelConfig;
 use crate::units::{Bytes, Count, Rounded, Span};
@@ -28,8 +29,8 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         StudentConfig::Pruned { from, layers } => format!("layers {layers:?} of {}", from.display()),
     };
     let dtype = match config.train.dtype {
-        Dtype::F32 => "",
-        Dtype::Bf16 => ", multiplied in bf16",
+        Dtype::Bf16 if Precision::Bf16.is_native() => ", multiplied in bf16",
+        Dtype::F32 | Dtype::Bf16 => "",
     };
     line("student", format!("{origin}, {}{dtype}", shape(&plan.student)));
     let (scan, about) = (&plan.scan, if plan.scan.exact { "" } else { "≈" });
@@ -147,7 +148,7 @@ const TIMED_STEPS: u64 = 3;
 /// The plan with the first rows and, from three timed steps on copies of the models, how long the run will take.
 pub fn with_estimate(plan: &Plan, screen: &Screen) -> Result<String> {
     let mut out = lines(plan).join("\n") + "\n";
-    plan.notices.iter().for_each(|n| out += &format!("warning[{}]: {}\n", n.code, n.message));
+    plan.notices.iter().for_each(|n| out += &format!("{}\n", n.line()));
     let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
     if let Some(step) = loader.next_step(SHOWN_ROWS, false)? {
         for row in step.items.iter().flatten() {

@@ -10,7 +10,7 @@ use crate::corpus::{
     CorpusIndex, Encoder, LoadOrder, Loader, OverlapFinder, Rejections, Row, Scan, TemplateChoice, TextTokenizer, scan,
 };
 use crate::error::{Error, Result};
-use crate::kernels::Precision;
+use crate::kernels::{Precision, Simd};
 use crate::metrics::Screen;
 use crate::model::ModelConfig;
 use crate::units::{Bytes, total_memory_bytes};
@@ -24,6 +24,29 @@ pub struct Notice {
     /// Stable, for scripts.
     pub code: &'static str,
     pub message: String,
+}
+
+impl Notice {
+    /// When bf16 is asked of a CPU that does not multiply it: what is lost.
+    pub fn of_bf16(teacher: Dtype, student: Dtype) -> Option<Self> {
+        let teacher = (teacher == Dtype::Bf16).then_some("a bf16 teacher saves memory but no time");
+        let student = (student == Dtype::Bf16).then_some("a bf16 student is the f32 one");
+        let lost: Vec<&str> = teacher.into_iter().chain(student).collect();
+        if lost.is_empty() || Precision::Bf16.is_native() {
+            return None;
+        }
+        let message = format!(
+            "this CPU has no AVX512-BF16, or {} leaves it out, so products are f32: {}",
+            Simd::VARIABLE,
+            lost.join(", and ")
+        );
+        Some(Self { code: "bf16_not_native", message })
+    }
+
+    /// As the console shows it outside a run.
+    pub fn line(&self) -> String {
+        format!("warning[{}]: {}", self.code, self.message)
+    }
 }
 
 /// A checked run, ready to be built.
@@ -220,6 +243,9 @@ impl Plan {
 
     /// Legal, but likely not what was meant.
     fn look_for_trouble(&mut self) {
+        let teacher_dtype =
+            self.config.teacher.as_ref().map_or(Dtype::F32, |TeacherConfig::Local { dtype, .. }| *dtype);
+        self.notices.extend(Notice::of_bf16(teacher_dtype, self.config.train.dtype));
         let mut notice = |code, message| self.notices.push(Notice { code, message });
         let (train, data) = (&self.config.train, &self.config.data);
         if train.warmup_steps >= self.total_steps {
@@ -238,16 +264,6 @@ impl Plan {
                     model.max_position_embeddings
                 );
                 notice("rows_longer_than_context", message);
-            }
-        }
-        if !Precision::Bf16.is_native() {
-            if matches!(self.config.teacher, Some(TeacherConfig::Local { dtype: Dtype::Bf16, .. })) {
-                let message = "this CPU has no AVX512-BF16: the teacher takes half the memory, but is multiplied in f32 and no faster";
-                notice("bf16_not_native", message.into());
-            }
-            if train.dtype == Dtype::Bf16 {
-                let message = "this CPU has no AVX512-BF16: train.dtype = \"bf16\" changes nothing here, the student is multiplied in f32";
-                notice("bf16_not_native", message.into());
             }
         }
         let needed = self.memory.total();

@@ -97,8 +97,7 @@ impl Decoder {
     }
 
     /// Final hidden states at the batch's target rows, `[N, D]`, in f32 whatever the student trains in: what a saved folder
-    /// will say. The last block runs its queries and its MLP for these
-    /// rows alone.
+    /// will say. The last block runs its queries and its MLP for these rows alone.
     pub fn hidden(&self, batch: &Batch) -> Result<Tensor> {
         let (layout, asked) = self.layout(batch);
         let mut x = self.embed(&batch.tokens)?;

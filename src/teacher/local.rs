@@ -13,20 +13,22 @@ use crate::signal::{Capabilities, Head, Needs, TeacherSignal, WeightHead};
 pub struct LocalTeacher {
     decoder: Arc<Decoder>,
     head: Arc<dyn Head>,
+    precision: Precision,
 }
 
 impl LocalTeacher {
     pub fn new(decoder: Arc<Decoder>) -> Result<Self> {
-        let head = Arc::new(WeightHead(decoder.head()?.weight.clone()));
-        Ok(Self { decoder, head })
+        let weight = decoder.head()?.weight.clone();
+        let precision = match &weight {
+            Weight::Packed(panels) => panels.precision(),
+            Weight::Dense(_) => Precision::F32,
+        };
+        Ok(Self { decoder, head: Arc::new(WeightHead(weight)), precision })
     }
 
     /// What its products are rounded to.
-    pub fn precision(&self) -> Result<Precision> {
-        Ok(match &self.decoder.head()?.weight {
-            Weight::Packed(panels) => panels.precision(),
-            Weight::Dense(_) => Precision::F32,
-        })
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The model itself, for generation and for students cut from it.

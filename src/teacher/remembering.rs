@@ -136,6 +136,7 @@ mod tests {
             assert_eq!(counting.0.load(Ordering::Relaxed), asked);
         }
     }
+
     #[test]
     fn what_memory_has_no_room_for_is_asked_once_too_while_the_disk_has() {
         let counting = Counting(AtomicUsize::new(0));

@@ -15,7 +15,7 @@ use products::{Products, Size, block_operations};
 use super::{Outcome, build, out};
 use crate::cli::BenchArgs;
 use crate::config;
-use crate::config::plan::Plan;
+use crate::config::plan::{Notice, Plan};
 use crate::corpus::{Batch, Loader, Row, RowRef};
 use crate::device;
 use crate::error::{Error, Result};
@@ -36,7 +36,7 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
     let reports = match (&args.config, &args.student) {
         (Some(file), _) => of_config(file, args.steps, &screen)?,
         (None, Some(student)) => of_shapes(student, args, &screen)?,
-        _ => return Err(Error::input("bench needs --config FILE, or --student with --teacher or --top-k")),
+        (None, None) => return Err(Error::input("bench needs --config, or --student with --teacher or --top-k")),
     };
     out::write(&if args.json { json_line(&reports) } else { table(&reports, peak) })?;
     Ok(Outcome::Done)
@@ -45,24 +45,25 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
 /// The steps that were timed and the floating-point operations of one.
 struct Timed {
     reports: Vec<StepReport>,
-    flops: Phased<f64>,
+    flops: Operations,
     /// Seconds of a step's products alone.
     products: f64,
     /// Of the steps: timing the products alone takes memory too.
     peak_memory: Option<u64>,
 }
 
-/// One value per phase that multiplies matrices.
-struct Phased<T> {
-    teacher: T,
-    forward: T,
-    head: T,
-    backward: T,
+/// Floating-point operations of each phase that multiplies matrices.
+struct Operations {
+    teacher: f64,
+    forward: f64,
+    head: f64,
+    backward: f64,
 }
 
 /// A run's own first steps.
 fn of_config(file: &Path, steps: u64, screen: &Screen) -> Result<Timed> {
     let plan = Plan::new(config::load_to_read(file)?, screen)?;
+    plan.notices.iter().for_each(|notice| screen.line(&notice.line()));
     let teacher = build::teacher(&plan, screen)?;
     let student = build::student(&plan, teacher.as_ref(), screen)?;
     let mut stepper = build::stepper(&plan, teacher.as_ref(), &student)?;
@@ -86,8 +87,14 @@ fn of_shapes(student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed>
         Decoder::new(config, weights, true)?
     };
     let vocab = student.config().vocab_size;
+    if let Some(k) = args.top_k.filter(|&k| k > vocab) {
+        return Err(Error::input(format!("--top-k {k} is more than the student's vocabulary of {vocab}")));
+    }
+    if let Some(notice) = Notice::of_bf16(args.teacher_dtype, args.dtype) {
+        screen.line(&notice.line());
+    }
     let local = args.teacher.as_deref().map(|teacher| local_teacher(teacher, args, screen)).transpose()?;
-    let stored = args.top_k.map(|k| StoredTokens { k: k.min(vocab), vocab_size: vocab });
+    let stored = args.top_k.map(|k| StoredTokens { k, vocab_size: vocab });
     let teacher = local.as_ref().map(|t| t as &dyn Teacher).or(stored.as_ref().map(|t| t as &dyn Teacher));
     let vocab = teacher.map_or(vocab, |t| t.vocab_size().min(vocab)) as u32;
     let config = AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
@@ -184,7 +191,7 @@ fn time(
     progress.finish();
     let student = stepper.student.config();
     let teacher = teacher.filter(|_| stepper.objective.uses_teacher());
-    let teacher_precision = teacher.map_or(Ok(Precision::F32), |t| t.precision())?;
+    let teacher_precision = teacher.map_or(Precision::F32, LocalTeacher::precision);
     let teacher = teacher.map(|t| t.decoder().config());
     let mean = |f: fn(&StepReport) -> usize| reports.iter().map(f).sum::<usize>() as f64 / reports.len().max(1) as f64;
     let (tokens, targets) = (mean(|r| r.input_tokens), mean(|r| r.sums.targets));
@@ -198,7 +205,7 @@ fn time(
     }
     products.add_student(student, size, stepper.precision);
     let head = |c: &ModelConfig| 2.0 * targets * (c.vocab_size * c.hidden_size) as f64;
-    let flops = Phased {
+    let flops = Operations {
         teacher: teacher.map_or(0.0, |t| block_operations(t, size)),
         forward: block_operations(student, size),
         head: teacher.map_or(0.0, head) + 3.0 * head(student),
@@ -262,10 +269,10 @@ fn table(timed: &Timed, peak: f64) -> String {
         ("backward", |p| p.backward, timed.flops.backward),
         ("optimizer", |p| p.optimizer, 0.0),
     ];
-    let mut out = format!("{:<18}{:>10}{:>8}{:>9}{:>10}\n", "phase", "ms", "share", "GF/s", "of peak");
+    let mut out = format!("{:<18}{:>10}{:>8}{:>9}{:>12}\n", "phase", "ms", "share", "GF/s", "of f32 peak");
     let mut line = |name: &str, seconds: f64, flops: f64| {
         let speed = match flops > 0.0 && seconds > 0.0 {
-            true => format!("{:>9.0}{:>8.0} %", flops / seconds / 1e9, 100.0 * flops / seconds / peak),
+            true => format!("{:>9.0}{:>10.0} %", flops / seconds / 1e9, 100.0 * flops / seconds / peak),
             false => String::new(),
         };
         out += &format!("{name:<18}{:>10.1}{:>6.0} %{speed}\n", 1e3 * seconds, 100.0 * seconds / step);

@@ -26,7 +26,7 @@ struct Product {
     m: usize,
     k: usize,
     n: usize,
-    bf16: bool,
+    precision: Precision,
     kind: Kind,
 }
 
@@ -85,7 +85,7 @@ impl Products {
     }
 
     fn add(&mut self, count: usize, m: usize, k: usize, n: usize, precision: Precision, kind: Kind) {
-        *self.0.entry(Product { m, k, n, bf16: precision == Precision::Bf16, kind }).or_default() += count;
+        *self.0.entry(Product { m, k, n, precision, kind }).or_default() += count;
     }
 
     /// Seconds that all of them take, each shape timed alone: the median of five.
@@ -123,11 +123,10 @@ impl Product {
         if self.kind == Kind::Attention {
             return self.seconds_on_every_thread();
         }
-        let Self { m, k, n, bf16, kind } = *self;
-        let precision = if bf16 { Precision::Bf16 } else { Precision::F32 };
+        let Self { m, k, n, precision, kind } = *self;
         let (a, b, mut c) = (vec![0.5f32; m * k], vec![0.25f32; k * n], vec![0.0f32; m * n]);
         // Where our kernel does not run, a frozen f32 matrix is multiplied as it is.
-        let packed = (kind == Kind::Frozen && (bf16 || precision.is_native()))
+        let packed = (kind == Kind::Frozen && (precision == Precision::Bf16 || precision.is_native()))
             .then(|| Panels::new(Mat::new(&b, n, k), precision));
         let mut run = || {
             let started = Instant::now();

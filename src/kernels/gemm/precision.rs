@@ -3,7 +3,7 @@
 use super::Mat;
 
 /// How a product's operands are held; sums are always f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Precision {
     #[default]
     F32,

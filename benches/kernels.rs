@@ -8,7 +8,7 @@ use std::hint::black_box;
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use distill::kernels::{
-    AttentionShape, GradSlot, Linear, Mat, MatMut, Panels, Precision, RmsNorm, Span, Weight, add_rows, gather_rows,
+    AttentionShape, GradSlot, Linear, Mat, MatMut, Panels, Precision, RmsNorm, Span, Spans, Weight, add_rows, gather,
     matmul, swiglu, swiglu_backward,
 };
 use distill::loss::{Divergence, ForwardKl, LogitRow};
@@ -75,18 +75,19 @@ fn block(c: &mut Criterion) {
     let mut group = c.benchmark_group("block");
     for width in [384, 576] {
         let x = tensor(TOKENS, width);
-        let slot = |n: usize| Some(GradSlot::zeros(n));
+        let slot = |t: &Tensor| Some(GradSlot::of(t).unwrap());
         group.throughput(Throughput::Elements((TOKENS * width) as u64));
         let weight = Tensor::ones(width, candle_core::DType::F32, &Device::Cpu).unwrap();
-        let norm = RmsNorm { weight, epsilon: 1e-5, weight_grad: slot(width) };
+        let norm = RmsNorm { weight_grad: slot(&weight), weight, epsilon: 1e-5 };
         let forward = || (norm.forward(&x).unwrap(), ());
         both(&mut group, &format!("rms_norm {width}"), forward, |_, _, dy| {
             norm.backward(&x, dy, None).unwrap();
         });
         let outer = width * 8 / 3;
         for precision in [Precision::F32, Precision::Bf16] {
-            let (weight, weight_grad) = (Weight::Dense(tensor(outer, width)), slot(outer * width));
-            let linear = Linear { weight, bias: None, weight_grad, bias_grad: None };
+            let weight = tensor(outer, width);
+            let weight_grad = slot(&weight);
+            let linear = Linear { weight: Weight::Dense(weight), bias: None, weight_grad, bias_grad: None };
             let forward = || (linear.forward(&x, precision).unwrap(), ());
             both(&mut group, &format!("linear {precision:?} {width} to {outer}"), forward, |_, _, dy| {
                 linear.backward(&x, dy, None, precision).unwrap();
@@ -102,7 +103,7 @@ fn block(c: &mut Criterion) {
         let (k, v) = (tensor(TOKENS, heads / 3 * 64), tensor(TOKENS, heads / 3 * 64));
         for length in [256, 512] {
             let rows = (0..TOKENS).step_by(length).map(|start| start..start + length);
-            let spans: Vec<Span> = rows.map(|row| Span { q: row.clone(), k: row }).collect();
+            let spans = Spans::new(rows.map(|row| Span { q: row.clone(), k: row }).collect());
             let forward = || shape.forward(&spans, &x, &k, &v).unwrap();
             both(&mut group, &format!("attention {heads} heads, rows of {length}"), forward, |y, lse, dy| {
                 shape.backward(&spans, (&x, &k, &v), (y, lse), dy).unwrap();
@@ -127,12 +128,12 @@ fn rows(c: &mut Criterion) {
 fn embedding(c: &mut Criterion) {
     let mut group = c.benchmark_group("embedding");
     let (vocab, width) = (49_152, 384);
-    let mut table = noise(vocab * width);
+    let table = tensor(vocab, width);
     let tokens: Vec<u32> = (0..TOKENS as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab as u32).collect();
-    let rows = noise(TOKENS * width);
+    let rows = tensor(TOKENS, width);
     group.throughput(Throughput::Elements((TOKENS * width) as u64));
-    group.bench_function("gather", |b| b.iter(|| gather_rows(&table, width, &tokens)));
-    group.bench_function("scatter", |b| b.iter(|| add_rows(&mut table, width, &tokens, &rows)));
+    group.bench_function("gather", |b| b.iter(|| gather(&table, &tokens).unwrap()));
+    group.bench_function("scatter", |b| b.iter(|| add_rows(&table, &tokens, &rows).unwrap()));
 }
 
 criterion_group! {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::error::Result;
-use crate::kernels::{Precision, Weight, with_f32};
+use crate::kernels::Weight;
 
 /// Projects hidden states to logits. How the weight is held (dense, packed, quantised) is the implementor's affair.
 pub trait Head: Send + Sync {
@@ -15,8 +15,8 @@ pub trait Head: Send + Sync {
     fn vocab_size(&self) -> usize;
     /// D, the width of a hidden state.
     fn width(&self) -> usize;
-    /// Writes the logits of `hidden` (`[n, D]`) into `logits` (`[n, V]`).
-    fn project(&self, hidden: &[f32], logits: &mut [f32]) -> Result<()>;
+    /// Writes the logits of `hidden` (`[n, D]`, wherever it is) into `logits` (`[n, V]`).
+    fn write_logits(&self, hidden: &Tensor, logits: &mut [f32]) -> Result<()>;
 }
 
 /// A frozen weight `[V, D]`, dense or packed.
@@ -31,8 +31,8 @@ impl Head for WeightHead {
         self.0.dims()[1]
     }
 
-    fn project(&self, hidden: &[f32], logits: &mut [f32]) -> Result<()> {
-        Ok(self.0.project(hidden, logits, Precision::F32, false)?)
+    fn write_logits(&self, hidden: &Tensor, logits: &mut [f32]) -> Result<()> {
+        Ok(self.0.write_logits(hidden, logits)?)
     }
 }
 
@@ -105,10 +105,7 @@ impl TeacherSignal {
     pub fn logits(&self, from: usize, n: usize, logits: &mut [f32]) -> Result<()> {
         match self {
             Self::TopK { .. } => Ok(()),
-            Self::Hidden { states, head } => {
-                let d = head.width();
-                with_f32(states, |states| head.project(&states[from * d..(from + n) * d], logits))?
-            }
+            Self::Hidden { states, head } => head.write_logits(&states.narrow(0, from, n)?, logits),
             Self::Dense { logits: all, vocab_size } => {
                 logits.copy_from_slice(&all[from * vocab_size..(from + n) * vocab_size]);
                 Ok(())

@@ -8,11 +8,12 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::kernels::with_f32;
 
 /// How numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,9 +87,10 @@ pub fn write_safetensors<'a>(
             Values::Bf16(values) => write_bf16(&mut file, values, dtype),
             Values::Tensor(tensor) => {
                 let flat = tensor.detach().flatten_all()?;
-                match tensor.dtype() {
-                    candle_core::DType::BF16 => write_bf16(&mut file, &flat.to_vec1()?, dtype),
-                    _ => write_f32(&mut file, &flat.to_dtype(candle_core::DType::F32)?.to_vec1()?, dtype),
+                match (tensor.dtype(), tensor.device()) {
+                    (DType::F32, Device::Cpu) => with_f32(&flat, |values| write_f32(&mut file, values, dtype))?,
+                    (DType::BF16, _) => write_bf16(&mut file, &flat.to_vec1()?, dtype),
+                    _ => write_f32(&mut file, &flat.to_dtype(DType::F32)?.to_vec1()?, dtype),
                 }
             }
         };

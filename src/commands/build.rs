@@ -120,7 +120,7 @@ pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a LocalTeacher>, student: &'a 
         teacher: teacher.map(|t| t as &dyn Teacher),
         student,
         objective,
-        optimizer: AdamW::new(config, student.parameters()),
+        optimizer: AdamW::new(config, student.parameters())?,
         max_grad_norm: train.max_grad_norm,
         keep: if train.checkpoint_activations { Keep::Inputs } else { Keep::Activations },
         precision: precision(train.dtype),

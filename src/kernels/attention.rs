@@ -23,6 +23,16 @@ pub struct Span {
     pub k: Range<usize>,
 }
 
+/// The spans of one forward pass: consecutive queries, keys that may overlap.
+#[derive(Debug)]
+pub struct Spans(Vec<Span>);
+
+impl Spans {
+    pub fn new(spans: Vec<Span>) -> Self {
+        Self(spans)
+    }
+}
+
 /// Heads and masks of one attention layer.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionShape {
@@ -188,13 +198,13 @@ impl AttentionShape {
     /// q `[Tq, heads · head_dim]`, k and v `[Tk, kv_heads · head_dim]` to the mixed values `[Tq, heads · head_dim]` and
     /// each query's log Σ exp, `[Tq, heads]`. The spans' queries are consecutive and cover all of q; their keys may
     /// overlap.
-    pub fn forward(&self, spans: &[Span], q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Vec<f32>)> {
+    pub fn forward(&self, spans: &Spans, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let width = self.heads * self.head_dim;
         let mut out = vec![0.0f32; q.elem_count()];
         let mut lse = vec![0.0f32; q.elem_count() / self.head_dim];
         let mut tasks = vec![];
         let (mut out_rest, mut lse_rest) = (out.as_mut_slice(), lse.as_mut_slice());
-        for span in spans {
+        for span in &spans.0 {
             for block in self.blocks(span) {
                 let (out, rest) = out_rest.split_at_mut(block.queries.len() * width);
                 let (lse, lse_tail) = lse_rest.split_at_mut(block.queries.len() * self.heads);
@@ -208,22 +218,23 @@ impl AttentionShape {
             let run = |(span, block, out, lse)| self.forward_block(span, &block, qkv, out, lse);
             tasks.into_par_iter().with_max_len(1).for_each(run)
         })?;
-        Ok((tensor(out, q.shape())?, lse))
+        let queries = q.dim(0)?;
+        Ok((tensor(out, q.shape())?, tensor(lse, (queries, self.heads))?))
     }
 
     /// ∂q, ∂k and ∂v from what [`Self::forward`] took and gave.
     pub fn backward(
         &self,
-        spans: &[Span],
+        spans: &Spans,
         (q, k, v): (&Tensor, &Tensor, &Tensor),
-        (out, lse): (&Tensor, &[f32]),
+        (out, lse): (&Tensor, &Tensor),
         dout: &Tensor,
     ) -> Result<[Tensor; 3]> {
         let (d, group) = (self.head_dim, self.heads / self.kv_heads);
         // Spans of one row share the gradients of its keys.
-        let rows = spans.chunk_by(|a, b| a.k.start == b.k.start);
+        let rows = spans.0.chunk_by(|a, b| a.k.start == b.k.start);
         let jobs: Vec<_> = rows.flat_map(|row| (0..self.kv_heads).map(move |kv| (row, kv))).collect();
-        let results: Vec<_> = with_all([q, k, v, out, dout], |[q, k, v, out, dout]| {
+        let results: Vec<_> = with_all([q, k, v, out, dout, lse], |[q, k, v, out, dout, lse]| {
             let saved = Saved { q, k, v, out, dout, lse };
             jobs.par_iter().with_max_len(1).map(|(row, kv)| self.backward_head(row, *kv, &saved)).collect()
         })?;

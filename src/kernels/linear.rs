@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::embedding::gather;
 use super::gemm::{Mat, MatMut, Panels, Precision, matmul};
 use super::storage::{overwrite, tensor, with_f32};
 use super::{GradSlot, math, rows_per_task};
@@ -58,16 +59,33 @@ impl Weight {
     pub fn values(&self) -> Result<Tensor> {
         match self {
             Self::Dense(tensor) => Ok(tensor.clone()),
-            Self::Packed(packed) => {
-                let every: Vec<u32> = (0..packed.outer() as u32).collect();
-                tensor(packed.rows(&every), (packed.outer(), packed.inner()))
-            }
+            Self::Packed(packed) => self.gather(&(0..packed.outer() as u32).collect::<Vec<_>>()),
         }
     }
 
-    /// `y ← x Wᵀ`, or `y ← y + x Wᵀ` with `accumulate`: x `[n, in]`, y `[n, out]`. A packed weight has a precision of its
-    /// own.
-    pub fn project(&self, x: &[f32], y: &mut [f32], precision: Precision, accumulate: bool) -> Result<()> {
+    /// Rows of the matrix by index, in f32.
+    pub fn gather(&self, indices: &[u32]) -> Result<Tensor> {
+        match self {
+            Self::Dense(table) => gather(table, indices),
+            Self::Packed(packed) => tensor(packed.rows(indices), (indices.len(), packed.inner())),
+        }
+    }
+
+    /// x Wᵀ in f32, `[n, in]` to `[n, out]`; a packed weight has a precision of its own.
+    pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        let (rows, outer) = (x.dim(0)?, self.dims()[0]);
+        let mut y = vec![0.0f32; rows * outer];
+        self.write_logits(x, &mut y)?;
+        tensor(y, (rows, outer))
+    }
+
+    /// [`Self::logits`] into a buffer on the host.
+    pub fn write_logits(&self, x: &Tensor, y: &mut [f32]) -> Result<()> {
+        with_f32(x, |x| self.project(x, y, Precision::F32, false))?
+    }
+
+    /// `y ← x Wᵀ`, or `y ← y + x Wᵀ` with `accumulate`: x `[n, in]`, y `[n, out]`.
+    fn project(&self, x: &[f32], y: &mut [f32], precision: Precision, accumulate: bool) -> Result<()> {
         match self {
             Self::Dense(weight) => {
                 let (outer, inner) = weight.dims2()?;
@@ -139,12 +157,12 @@ impl Linear {
             let dy_matrix = Mat::new(dy, rows, outer);
             if let Some(slot) = &self.weight_grad {
                 with_f32(x, |x| {
-                    let (mut grad, x) = (slot.lock(), Mat::new(x, rows, inner));
-                    matmul(dy_matrix.t(), x, MatMut::new(&mut grad, outer, inner), precision, true);
-                })?;
+                    let x = Mat::new(x, rows, inner);
+                    slot.update(|grad| matmul(dy_matrix.t(), x, MatMut::new(grad, outer, inner), precision, true))
+                })??;
             }
             if let Some(slot) = &self.bias_grad {
-                add_column_sums(dy, &mut slot.lock());
+                slot.update(|grad| add_column_sums(dy, grad))?;
             }
             with_f32(self.weight.dense()?, |weight| {
                 let weight = Mat::new(weight, outer, inner);

@@ -5,9 +5,11 @@
 //! its [`GradSlot`], so that micro-batches accumulate without a copy and a frozen weight costs nothing. Ops read and write
 //! slices through `storage`, the place where another device will branch off.
 
+mod adamw;
 mod attention;
 mod embedding;
 mod gemm;
+mod grad_slot;
 mod linear;
 pub mod math;
 mod rms_norm;
@@ -18,32 +20,17 @@ mod swiglu;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, MutexGuard};
-
-pub use attention::{AttentionShape, QUERY_BLOCK, Span};
-pub use embedding::{add_rows, gather_rows};
+pub use adamw::{AdamWUpdate, sums_of_squares};
+pub use attention::{AttentionShape, QUERY_BLOCK, Span, Spans};
+pub use embedding::{add_rows, gather};
 pub use gemm::{Mat, MatMut, Panels, Precision, Right, matmul};
+pub use grad_slot::GradSlot;
 pub use linear::{Linear, Weight};
 pub use rms_norm::RmsNorm;
 pub use rope::Rope;
 pub use simd::Simd;
 pub use storage::{overwrite, with_f32};
 pub use swiglu::{swiglu, swiglu_backward};
-
-/// Where the gradient of one trainable tensor is summed, shaped as the tensor, row-major.
-#[derive(Debug, Clone)]
-pub struct GradSlot(Arc<Mutex<Vec<f32>>>);
-
-impl GradSlot {
-    pub fn zeros(len: usize) -> Self {
-        Self(Arc::new(Mutex::new(vec![0.0; len])))
-    }
-
-    /// The gradient itself. A poisoned lock means that a kernel panicked: the panic goes on.
-    pub fn lock(&self) -> MutexGuard<'_, Vec<f32>> {
-        self.0.lock().expect("a kernel panicked while it held this gradient")
-    }
-}
 
 /// Rows a parallel task takes at least, so that tiny models are not slowed by scheduling.
 pub(crate) fn rows_per_task(rows: usize, row_len: usize) -> usize {

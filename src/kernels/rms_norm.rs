@@ -72,10 +72,11 @@ impl RmsNorm {
                     },
                 )
             });
-            if let Some(slot) = &self.weight_grad {
-                add_column_sums(&self.normalised_times(x, dy, width), &mut slot.lock());
+            match &self.weight_grad {
+                Some(slot) => slot.update(|grad| add_column_sums(&self.normalised_times(x, dy, width), grad)),
+                None => Ok(()),
             }
-        })?;
+        })??;
         tensor(dx, x.shape())
     }
 

@@ -1,5 +1,7 @@
 //! Reading and writing the f32 slice behind a candle tensor that lives on the CPU.
 
+use std::cell::Cell;
+
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// Lends the elements of a contiguous f32 CPU tensor to `f`.
@@ -32,9 +34,10 @@ pub(super) fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> 
 
 /// Lends the elements of a contiguous f32 CPU tensor to `f` for writing. No graph may still need the old values:
 /// candle keeps no version counter.
-pub fn overwrite(tensor: &Tensor, f: impl Fn(&mut [f32])) -> Result<()> {
-    struct Overwrite<F>(F);
-    impl<F: Fn(&mut [f32])> InplaceOp1 for Overwrite<F> {
+pub fn overwrite<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    /// What is to be done, and then what it returned: candle lends the storage to a shared reference.
+    struct Overwrite<F, R>(Cell<Option<F>>, Cell<Option<R>>);
+    impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Overwrite<F, R> {
         fn name(&self) -> &'static str {
             "overwrite"
         }
@@ -43,13 +46,15 @@ pub fn overwrite(tensor: &Tensor, f: impl Fn(&mut [f32])) -> Result<()> {
                 Some(bounds) => bounds,
                 None => bail!("only a contiguous tensor can be overwritten"),
             };
-            match storage {
-                CpuStorage::F32(data) => self.0(&mut data[start..end]),
-                other => bail!("only an f32 tensor can be overwritten, this one is {:?}", other.dtype()),
+            match (storage, self.0.take()) {
+                (CpuStorage::F32(data), Some(f)) => self.1.set(Some(f(&mut data[start..end]))),
+                (other, _) => bail!("only an f32 tensor can be overwritten, this one is {:?}", other.dtype()),
             }
             Ok(())
         }
     }
     use candle_core::backend::BackendStorage;
-    tensor.inplace_op1(&Overwrite(f))
+    let op = Overwrite(Cell::new(Some(f)), Cell::new(None));
+    tensor.inplace_op1(&op)?;
+    op.1.into_inner().ok_or_else(|| candle_core::Error::msg("a CPU kernel was given a tensor of another device"))
 }

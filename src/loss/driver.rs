@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::kernels::{GradSlot, Mat, MatMut, Precision, matmul, with_f32};
+use crate::kernels::{GradSlot, Mat, MatMut, Precision, Weight, matmul, with_f32};
 use crate::signal::{TeacherRow, TeacherSignal};
 
 /// Elements a chunk of student logits may hold (64 MiB): larger chunks no longer speed the products up.
@@ -67,44 +67,41 @@ impl ChunkedLogits {
             if let Some(signal) = signal {
                 signal.logits(from, rows, &mut self.teacher)?;
             }
-            with_f32(hidden, |hidden| {
-                with_f32(head.weight, |weight| -> Result<()> {
-                    let hidden = Mat::new(&hidden[from * width..(from + rows) * width], rows, width);
-                    let weight = Mat::new(weight, vocab, width);
-                    matmul(hidden, weight.t(), MatMut::new(&mut self.student, rows, vocab), Precision::F32, false);
-                    let teacher = &self.teacher;
-                    let teacher_row = |i: usize| {
-                        let logits = &teacher[i * teacher_width..(i + 1) * teacher_width];
-                        signal.map(|signal| signal.row(from + i, logits, vocab))
-                    };
-                    let chunk: Vec<R> = if with_gradient {
-                        // A row's gradient takes the place of its logits, by way of a scratch row that stays in cache.
-                        let in_place = |scratch: &mut Vec<f32>, (i, logits): (usize, &mut [f32])| {
-                            scratch.clear();
-                            scratch.resize(vocab, 0.0);
-                            let result = row(from + i, teacher_row(i), logits, Some(scratch))?;
-                            logits.copy_from_slice(scratch);
-                            Ok(result)
-                        };
-                        let rows = self.student.par_chunks_exact_mut(vocab).enumerate().with_min_len(8);
-                        rows.map_init(Vec::new, in_place).collect::<Result<_>>()?
-                    } else {
-                        let rows = self.student.par_chunks_exact(vocab).enumerate();
-                        rows.map(|(i, z)| row(from + i, teacher_row(i), z, None)).collect::<Result<_>>()?
-                    };
-                    results.extend(chunk);
-                    if with_gradient {
-                        let d_logits = Mat::new(&self.student, rows, vocab);
-                        let out = MatMut::new(&mut d_hidden[from * width..(from + rows) * width], rows, width);
-                        matmul(d_logits, weight, out, head.precision, false);
-                        if let Some(slot) = head.grad {
-                            let mut grad = slot.lock();
-                            matmul(d_logits.t(), hidden, MatMut::new(&mut grad, vocab, width), head.precision, true);
-                        }
-                    }
-                    Ok(())
-                })
-            })???;
+            let hidden = hidden.narrow(0, from, rows)?;
+            Weight::Dense(head.weight.clone()).write_logits(&hidden, &mut self.student)?;
+            let teacher = &self.teacher;
+            let teacher_row = |i: usize| {
+                let logits = &teacher[i * teacher_width..(i + 1) * teacher_width];
+                signal.map(|signal| signal.row(from + i, logits, vocab))
+            };
+            if !with_gradient {
+                let student = self.student.par_chunks_exact(vocab).enumerate();
+                let chunk = student.map(|(i, z)| row(from + i, teacher_row(i), z, None));
+                results.extend(chunk.collect::<Result<Vec<R>>>()?);
+                continue;
+            }
+            // A row's gradient takes the place of its logits, by way of a scratch row that stays in cache.
+            let in_place = |scratch: &mut Vec<f32>, (i, logits): (usize, &mut [f32])| {
+                scratch.clear();
+                scratch.resize(vocab, 0.0);
+                let result = row(from + i, teacher_row(i), logits, Some(scratch))?;
+                logits.copy_from_slice(scratch);
+                Ok(result)
+            };
+            let student = self.student.par_chunks_exact_mut(vocab).enumerate().with_min_len(8);
+            results.extend(student.map_init(Vec::new, in_place).collect::<Result<Vec<R>>>()?);
+            let d_logits = Mat::new(&self.student, rows, vocab);
+            let out = MatMut::new(&mut d_hidden[from * width..(from + rows) * width], rows, width);
+            let weight = |weight: &[f32]| matmul(d_logits, Mat::new(weight, vocab, width), out, head.precision, false);
+            with_f32(head.weight, weight)?;
+            if let Some(slot) = head.grad {
+                with_f32(&hidden, |hidden| {
+                    let hidden = Mat::new(hidden, rows, width);
+                    slot.update(|grad| {
+                        matmul(d_logits.t(), hidden, MatMut::new(grad, vocab, width), head.precision, true)
+                    })
+                })??;
+            }
         }
         let d_hidden =
             with_gradient.then(|| Tensor::from_vec(d_hidden, (targets, width), hidden.device())).transpose()?;

@@ -10,13 +10,12 @@ use super::parameter::{Parameter, Parameters};
 use super::tensors::block_tensor;
 use crate::error::Result;
 use crate::kernels::{
-    AttentionShape, Linear, Precision, RmsNorm, Rope, Span, add_rows, gather_rows, overwrite, swiglu, swiglu_backward,
-    with_f32,
+    AttentionShape, Linear, Precision, RmsNorm, Rope, Spans, add_rows, gather, swiglu, swiglu_backward,
 };
 
 /// Tokens of one forward pass: where the rows lie, and the angles of their positions.
 pub(super) struct Layout {
-    pub spans: Vec<Span>,
+    pub spans: Spans,
     pub rope: Rope,
 }
 
@@ -51,7 +50,7 @@ pub(super) struct Saved {
     v: Tensor,
     mixed: Tensor,
     /// log Σ exp of each query's scores.
-    lse: Vec<f32>,
+    lse: Tensor,
     /// The residual stream between attention and MLP.
     middle: Tensor,
     gate: Tensor,
@@ -168,9 +167,9 @@ impl Block {
             }
             Some(Asked { rows, .. }) => {
                 let d_asked = self.q.backward(&select(&h, asked)?, &d_q, None, precision)?;
-                scatter(&d_h, rows, &d_asked)?;
+                add_rows(&d_h, rows, &d_asked)?;
                 let dx = self.attention_norm.backward(&x, &d_h, None)?;
-                scatter(&dx, rows, &d_middle)?;
+                add_rows(&dx, rows, &d_middle)?;
                 Ok(dx)
             }
         }
@@ -191,15 +190,8 @@ impl Block {
 
 /// The rows that are asked for, `[N, D]`; all of them without a question.
 fn select(x: &Tensor, asked: Option<&Asked>) -> Result<Tensor> {
-    let Some(Asked { rows, .. }) = asked else { return Ok(x.clone()) };
-    let width = x.dim(1)?;
-    let selected = with_f32(x, |x| gather_rows(x, width, rows))?;
-    Ok(Tensor::from_vec(selected, (rows.len(), width), x.device())?)
-}
-
-/// `to[rows[i]] += from[i]`
-fn scatter(to: &Tensor, rows: &[u32], from: &Tensor) -> Result<()> {
-    let width = to.dim(1)?;
-    with_f32(from, |from| overwrite(to, |to| add_rows(to, width, rows, from)))??;
-    Ok(())
+    Ok(match asked {
+        Some(Asked { rows, .. }) => gather(x, rows)?,
+        None => x.clone(),
+    })
 }

@@ -13,7 +13,7 @@ use super::tensors::{EMBEDDING, FINAL_NORM, HEAD};
 use super::weights::Weights;
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
-use crate::kernels::{Precision, RmsNorm, Rope, Span, Weight, add_rows, gather_rows, with_f32};
+use crate::kernels::{Precision, RmsNorm, Rope, Span, Spans, add_rows};
 
 /// A Llama-like causal language model on the CPU.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ enum Kept {
 impl Decoder {
     /// Builds the decoder around `weights`, which must be exactly the tensors of `config`, f32. All learn or none.
     pub fn new(config: ModelConfig, weights: Weights, trainable: bool) -> Result<Self> {
-        Self::from_parameters(config, Parameters::new(weights, trainable))
+        Self::from_parameters(config, Parameters::new(weights, trainable)?)
     }
 
     /// Builds the decoder around parameters that are exactly the tensors of `config`.
@@ -85,11 +85,7 @@ impl Decoder {
 
     /// Hidden states through the head, `[n, D]` to `[n, V]`: all at once, so for few rows.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let (rows, vocab) = (hidden.dim(0)?, self.config.vocab_size);
-        let mut logits = vec![0.0f32; rows * vocab];
-        let head = &self.head()?.weight;
-        with_f32(hidden, |hidden| head.project(hidden, &mut logits, Precision::F32, false))??;
-        Ok(Tensor::from_vec(logits, (rows, vocab), &Device::Cpu)?)
+        Ok(self.head()?.weight.logits(hidden)?)
     }
 
     fn embedding(&self) -> Result<&Parameter> {
@@ -99,7 +95,7 @@ impl Decoder {
     /// Final hidden states at the batch's target rows, `[N, D]`, in f32 whatever the student trains in: what a saved folder
     /// will say. The last block runs its queries and its MLP for these rows alone.
     pub fn hidden(&self, batch: &Batch) -> Result<Tensor> {
-        let (layout, asked) = self.layout(batch);
+        let (layout, asked) = self.layout(batch)?;
         let mut x = self.embed(&batch.tokens)?;
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, &layout, self.asked_of(i, &asked), Precision::F32)?.0;
@@ -109,7 +105,7 @@ impl Decoder {
 
     /// [`Self::hidden`] for training; the products of the blocks, here and in the backward pass, round to `precision`.
     pub fn trace(&self, batch: &Batch, keep: Keep, precision: Precision) -> Result<Trace> {
-        let (layout, asked) = self.layout(batch);
+        let (layout, asked) = self.layout(batch)?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
         let mut x = self.embed(&batch.tokens)?;
         for (i, block) in self.blocks.iter().enumerate() {
@@ -139,7 +135,7 @@ impl Decoder {
             gradient = block.backward(saved, &layout, asked, gradient, precision)?;
         }
         if let Some(slot) = &self.embedding()?.grad {
-            with_f32(&gradient, |rows| add_rows(&mut slot.lock(), self.config.hidden_size, &tokens, rows))?;
+            add_rows(slot.tensor(), &tokens, &gradient)?;
         }
         Ok(())
     }
@@ -158,10 +154,8 @@ impl Decoder {
         let start = cache.tokens;
         let end = start + tokens.len();
         let positions: Vec<u32> = (start as u32..end as u32).collect();
-        let layout = Layout {
-            spans: vec![Span { q: 0..tokens.len(), k: 0..end }],
-            rope: Rope::new(&positions, &self.inverse_frequencies),
-        };
+        let layout =
+            Layout { spans: Spans::new(vec![Span { q: 0..tokens.len(), k: 0..end }]), rope: self.rope(&positions)? };
         let mut x = self.embed(tokens)?;
         for (block, cache) in self.blocks.iter().zip(&mut cache.layers) {
             x = block.forward_cached(&x, &layout, cache)?;
@@ -171,15 +165,18 @@ impl Decoder {
     }
 
     /// Where all tokens attend, and where the targets do.
-    fn layout(&self, batch: &Batch) -> (Layout, Asked) {
-        let rope = |positions: &[u32]| Rope::new(positions, &self.inverse_frequencies);
+    fn layout(&self, batch: &Batch) -> Result<(Layout, Asked)> {
         let spans = batch.cu_lens.windows(2).map(|w| Span { q: w[0]..w[1], k: w[0]..w[1] }).collect();
         let positions: Vec<u32> = batch.target_rows.iter().map(|&row| batch.positions[row as usize]).collect();
         let asked = Asked {
             rows: batch.target_rows.clone(),
-            layout: Layout { spans: spans_of_targets(batch), rope: rope(&positions) },
+            layout: Layout { spans: Spans::new(spans_of_targets(batch)), rope: self.rope(&positions)? },
         };
-        (Layout { spans, rope: rope(&batch.positions) }, asked)
+        Ok((Layout { spans: Spans::new(spans), rope: self.rope(&batch.positions)? }, asked))
+    }
+
+    fn rope(&self, positions: &[u32]) -> Result<Rope> {
+        Ok(Rope::new(positions, &self.inverse_frequencies, &Device::Cpu)?)
     }
 
     fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
@@ -189,12 +186,7 @@ impl Decoder {
                 self.config.vocab_size
             )));
         }
-        let width = self.config.hidden_size;
-        let rows = match &self.embedding()?.weight {
-            Weight::Dense(table) => with_f32(table, |table| gather_rows(table, width, tokens))?,
-            Weight::Packed(table) => table.rows(tokens),
-        };
-        Ok(Tensor::from_vec(rows, (tokens.len(), width), &Device::Cpu)?)
+        Ok(self.embedding()?.weight.gather(tokens)?)
     }
 }
 

@@ -17,9 +17,9 @@ pub struct Parameter {
 }
 
 impl Parameter {
-    pub fn new(name: String, tensor: Tensor, trainable: bool) -> Self {
-        let grad = trainable.then(|| GradSlot::zeros(tensor.elem_count()));
-        Self { name, weight: Weight::Dense(tensor), grad }
+    pub fn new(name: String, tensor: Tensor, trainable: bool) -> Result<Self> {
+        let grad = trainable.then(|| GradSlot::of(&tensor)).transpose()?;
+        Ok(Self { name, weight: Weight::Dense(tensor), grad })
     }
 
     /// The f32 tensor; an error for a packed parameter.
@@ -29,13 +29,6 @@ impl Parameter {
 
     pub fn spec(&self) -> TensorSpec {
         TensorSpec { name: self.name.clone(), shape: self.weight.dims() }
-    }
-
-    /// Forgets the gradient of the last step.
-    pub fn clear_gradient(&self) {
-        if let Some(slot) = &self.grad {
-            slot.lock().fill(0.0);
-        }
     }
 
     pub(super) fn linear(weight: &Self, bias: Option<&Self>) -> Result<Linear> {
@@ -58,9 +51,9 @@ pub struct Parameters(pub(super) std::collections::BTreeMap<String, Parameter>);
 
 impl Parameters {
     /// Takes the weights; all of them learn, or none.
-    pub fn new(weights: super::weights::Weights, trainable: bool) -> Self {
-        let parameter = |(name, tensor): (String, Tensor)| (name.clone(), Parameter::new(name, tensor, trainable));
-        Self(weights.into_iter().map(parameter).collect())
+    pub fn new(weights: super::weights::Weights, trainable: bool) -> Result<Self> {
+        let parameter = |(name, tensor): (String, Tensor)| Ok((name.clone(), Parameter::new(name, tensor, trainable)?));
+        weights.into_iter().map(parameter).collect::<Result<_>>().map(Self)
     }
 
     /// Takes frozen weights in whatever form they are held.
@@ -83,7 +76,7 @@ impl Parameters {
     }
 
     /// Forgets all gradients of the last step.
-    pub fn clear_gradients(&self) {
-        self.iter().for_each(Parameter::clear_gradient);
+    pub fn clear_gradients(&self) -> Result<()> {
+        self.iter().filter_map(|p| p.grad.as_ref()).try_for_each(|slot| Ok(slot.clear()?))
     }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use rayon::prelude::*;
+use candle_core::Tensor;
 
 use crate::error::{Error, Result};
-use crate::kernels::{math, overwrite};
+use crate::kernels::AdamWUpdate;
 use crate::model::{Parameter, Parameters};
 
 /// The constants of AdamW.
@@ -18,11 +18,11 @@ pub struct AdamWConfig {
     pub weight_decay: f64,
 }
 
-/// Running means of one tensor's gradient and of its square, shaped as the tensor.
-#[derive(Debug, Clone, PartialEq)]
+/// Running means of one tensor's gradient and of its square, shaped as the tensor and on its device.
+#[derive(Debug, Clone)]
 pub struct Moments {
-    pub first: Vec<f32>,
-    pub second: Vec<f32>,
+    pub first: Tensor,
+    pub second: Tensor,
 }
 
 /// The optimizer with its state by parameter name.
@@ -33,11 +33,14 @@ pub struct AdamW {
 
 impl AdamW {
     /// Starts from zero moments.
-    pub fn new(config: AdamWConfig, parameters: &Parameters) -> Self {
-        let zeros = |p: &Parameter| vec![0.0; p.spec().elements()];
+    pub fn new(config: AdamWConfig, parameters: &Parameters) -> Result<Self> {
+        let zeros = |p: &Parameter| -> Result<Moments> {
+            let first = p.tensor()?.zeros_like()?;
+            Ok(Moments { second: first.zeros_like()?, first })
+        };
         let trainable = parameters.iter().filter(|p| p.grad.is_some());
-        let moments = trainable.map(|p| (p.name.clone(), Moments { first: zeros(p), second: zeros(p) })).collect();
-        Self { config, moments }
+        let moments = trainable.map(|p| Ok((p.name.clone(), zeros(p)?))).collect::<Result<_>>()?;
+        Ok(Self { config, moments })
     }
 
     /// The state, in name order.
@@ -45,55 +48,42 @@ impl AdamW {
         self.moments.iter()
     }
 
-    /// Takes a saved state, which must fit the parameters by name and length.
-    pub fn restore(&mut self, saved: BTreeMap<String, Moments>) -> Result<()> {
-        let fits = |(name, own): (&String, &Moments)| {
-            saved.get(name).is_some_and(|s| s.first.len() == own.first.len() && s.second.len() == own.second.len())
-        };
-        if saved.len() != self.moments.len() || !self.moments.iter().all(fits) {
-            return Err(Error::run("the saved optimizer state belongs to a student of another shape"));
+    /// Takes a saved state, which must fit the parameters by name and length, from any device.
+    pub fn restore(&mut self, mut saved: BTreeMap<String, Moments>) -> Result<()> {
+        let unfit = || Error::run("the saved optimizer state belongs to a student of another shape");
+        if saved.len() != self.moments.len() {
+            return Err(unfit());
         }
-        self.moments = saved;
+        for (name, own) in &mut self.moments {
+            let theirs = saved.remove(name).ok_or_else(unfit)?;
+            for (own, theirs) in [(&mut own.first, theirs.first), (&mut own.second, theirs.second)] {
+                if own.elem_count() != theirs.elem_count() {
+                    return Err(unfit());
+                }
+                *own = theirs.reshape(own.shape())?.to_device(own.device())?;
+            }
+        }
         Ok(())
     }
 
     /// Moves every weight once. `step` counts from 0; gradients are multiplied by `gradient_scale` (clipping) as they
     /// are read.
     pub fn step(&mut self, parameters: &Parameters, step: u64, learning_rate: f64, gradient_scale: f64) -> Result<()> {
-        const BLOCK: usize = 1 << 16;
         let AdamWConfig { beta1, beta2, epsilon, weight_decay } = self.config;
         let t = (step + 1) as f64;
-        let correction2 = (1.0 - beta2.powf(t)).sqrt();
-        let step_size = (learning_rate / (1.0 - beta1.powf(t))) as f32;
-        let (b1, b2, scale) = (beta1 as f32, beta2 as f32, gradient_scale as f32);
-        let (inverse_correction2, epsilon) = ((1.0 / correction2) as f32, epsilon as f32);
         for parameter in parameters.iter() {
-            let (Some(slot), Some(moments)) = (&parameter.grad, self.moments.get_mut(&parameter.name)) else {
-                continue;
-            };
+            let (Some(slot), Some(moments)) = (&parameter.grad, self.moments.get(&parameter.name)) else { continue };
             let decay = if parameter.spec().decays() { weight_decay } else { 0.0 };
-            let keep = (1.0 - learning_rate * decay) as f32;
-            let gradient = slot.lock();
-            let moments = std::sync::Mutex::new(moments);
-            overwrite(parameter.tensor()?, |weights| {
-                let mut moments = moments.lock().expect("the optimizer's own lock");
-                let Moments { first, second } = &mut **moments;
-                let state = first.par_chunks_mut(BLOCK).zip(second.par_chunks_mut(BLOCK));
-                let blocks = weights.par_chunks_mut(BLOCK).zip(gradient.par_chunks(BLOCK)).zip(state);
-                blocks.for_each(|((w, g), (m, v))| {
-                    math::vectorize(
-                        #[inline(always)]
-                        || {
-                            for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
-                                let g = g * scale;
-                                *m = b1 * *m + (1.0 - b1) * g;
-                                *v = b2 * *v + (1.0 - b2) * g * g;
-                                *w = *w * keep - step_size * *m / (v.sqrt() * inverse_correction2 + epsilon);
-                            }
-                        },
-                    )
-                });
-            })?;
+            let update = AdamWUpdate {
+                beta1: beta1 as f32,
+                beta2: beta2 as f32,
+                gradient_scale: gradient_scale as f32,
+                step_size: (learning_rate / (1.0 - beta1.powf(t))) as f32,
+                inverse_correction2: (1.0 / (1.0 - beta2.powf(t)).sqrt()) as f32,
+                epsilon: epsilon as f32,
+                keep: (1.0 - learning_rate * decay) as f32,
+            };
+            update.apply(parameter.tensor()?, slot.tensor(), &moments.first, &moments.second)?;
         }
         Ok(())
     }

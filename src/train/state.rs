@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::optim::{AdamW, Moments};
@@ -53,12 +54,12 @@ impl TrainState {
         let path = dir.join(layout::STATE);
         let text = serde_json::to_vec_pretty(self).map_err(|e| Error::run(format!("state.json: {e}")))?;
         std::fs::write(&path, text).map_err(|e| Error::unwritable(&path, e))?;
-        let moments: Vec<(String, &[f32], [usize; 1])> = optimizer
+        let moments: Vec<(String, &Tensor, [usize; 1])> = optimizer
             .moments()
             .flat_map(|(name, m)| [(format!("first.{name}"), &m.first), (format!("second.{name}"), &m.second)])
-            .map(|(name, values)| (name, values.as_slice(), [values.len()]))
+            .map(|(name, values)| (name, values, [values.elem_count()]))
             .collect();
-        let entries = moments.iter().map(|(name, values, shape)| Entry { name, shape, values: Values::F32(values) });
+        let entries = moments.iter().map(|(name, values, shape)| Entry { name, shape, values: Values::Tensor(values) });
         write_safetensors(&dir.join(layout::OPTIMIZER), entries, Dtype::F32, &BTreeMap::new())
     }
 
@@ -110,7 +111,11 @@ impl TrainState {
         for name in names {
             let mut take = |part: &str| saved.remove(&format!("{part}.{name}")).map(|(_, values)| values);
             if let (Some(first), Some(second)) = (take("first"), take("second")) {
-                moments.insert(name, Moments { first, second });
+                let tensor = |values: Vec<f32>| {
+                    let len = values.len();
+                    Tensor::from_vec(values, len, &Device::Cpu)
+                };
+                moments.insert(name, Moments { first: tensor(first)?, second: tensor(second)? });
             }
         }
         Ok(moments)

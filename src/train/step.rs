@@ -6,7 +6,7 @@ use super::clip;
 use super::optim::AdamW;
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
-use crate::kernels::Precision;
+use crate::kernels::{GradSlot, Precision, sums_of_squares};
 use crate::loss::{Objective, StudentHead, Sums};
 use crate::model::{Decoder, Keep};
 use crate::teacher::Teacher;
@@ -62,7 +62,7 @@ impl Stepper<'_> {
         let needs = self.objective.needs();
         let mut phases = Phases::default();
         let mut sums = Sums::default();
-        self.student.parameters().clear_gradients();
+        self.student.parameters().clear_gradients()?;
         for batch in micro.iter().filter(|b| b.valid_tokens() > 0) {
             let teacher = self.teacher.filter(|_| self.objective.uses_teacher());
             let signal = timed(&mut phases.teacher, || teacher.map(|t| t.signal(batch, &needs)).transpose())?;
@@ -74,7 +74,7 @@ impl Stepper<'_> {
             timed(&mut phases.backward, || self.student.backward(trace, out.d_hidden))?;
             sums += out.sums;
         }
-        let grad_norm = timed(&mut phases.optimizer, || Ok(clip::global_norm(self.student.parameters())))?;
+        let grad_norm = timed(&mut phases.optimizer, || clip::global_norm(self.student.parameters()))?;
         Ok(StepReport {
             loss: self.objective.loss(&sums),
             sums,
@@ -99,11 +99,9 @@ impl Stepper<'_> {
         if report.loss.is_finite() && report.grad_norm.is_finite() {
             return Ok(());
         }
-        let tensor = self
-            .student
-            .parameters()
-            .iter()
-            .find(|p| p.grad.as_ref().is_some_and(|slot| slot.lock().iter().any(|g| !g.is_finite())));
+        // A sum of squares is finite only if every term is; at worst it overflows where they are.
+        let broken = |slot: &GradSlot| sums_of_squares(&[slot.tensor()]).is_ok_and(|sums| !sums[0].is_finite());
+        let tensor = self.student.parameters().iter().find(|p| p.grad.as_ref().is_some_and(broken));
         let tensor = tensor.map_or(String::new(), |p| format!(", first in the gradient of {}", p.name));
         let first = micro.iter().find_map(|b| b.rows.first());
         let rows = first.map_or(String::new(), |r| format!("; its rows start at {}:{}", r.file.display(), r.line));

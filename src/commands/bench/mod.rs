@@ -102,7 +102,7 @@ fn of_shapes(student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed>
         teacher,
         student: &student,
         objective: Objective::distillation(Box::new(ForwardKl), 2.0, 0.0, true),
-        optimizer: AdamW::new(config, student.parameters()),
+        optimizer: AdamW::new(config, student.parameters())?,
         max_grad_norm: 1.0,
         keep: Keep::Activations,
         precision: build::precision(args.dtype),

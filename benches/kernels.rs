@@ -103,7 +103,8 @@ fn block(c: &mut Criterion) {
         let (k, v) = (tensor(TOKENS, heads / 3 * 64), tensor(TOKENS, heads / 3 * 64));
         for length in [256, 512] {
             let rows = (0..TOKENS).step_by(length).map(|start| start..start + length);
-            let spans = Spans::new(rows.map(|row| Span { q: row.clone(), k: row }).collect());
+            let spans = rows.map(|row| Span { q: row.clone(), k: row }).collect();
+            let spans = Spans::new(spans, &Device::Cpu).unwrap();
             let forward = || shape.forward(&spans, &x, &k, &v).unwrap();
             both(&mut group, &format!("attention {heads} heads, rows of {length}"), forward, |y, lse, dy| {
                 shape.backward(&spans, (&x, &k, &v), (y, lse), dy).unwrap();

@@ -208,23 +208,6 @@ pub struct DeviceArgs {
     pub choice: DeviceChoice,
 }
 
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "allowed: auto, cpu, cuda, or cuda:N with N from 0".to_owned();
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            _ => {
-                let ordinal = text.strip_prefix("cuda:").filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
-                ordinal.and_then(|n| n.parse().ok()).map(Self::Cuda).ok_or_else(wrong)
-            }
-        }
-    }
-}
-
 /// `--resume`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resume {

@@ -15,6 +15,8 @@ pub trait Head: Send + Sync {
     fn vocab_size(&self) -> usize;
     /// D, the width of a hidden state.
     fn width(&self) -> usize;
+    /// The logits `[n, V]` of `hidden`, `[n, D]`, on its device.
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor>;
     /// Writes the logits of `hidden` (`[n, D]`, wherever it is) into `logits` (`[n, V]`).
     fn write_logits(&self, hidden: &Tensor, logits: &mut [f32]) -> Result<()>;
 }
@@ -29,6 +31,10 @@ impl Head for WeightHead {
 
     fn width(&self) -> usize {
         self.0.dims()[1]
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(self.0.logits(hidden)?)
     }
 
     fn write_logits(&self, hidden: &Tensor, logits: &mut [f32]) -> Result<()> {

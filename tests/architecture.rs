@@ -88,10 +88,18 @@ fn only_commands_the_console_and_main_print() {
 fn unsafe_stands_only_where_it_is_explained() {
     for (path, text) in sources() {
         let blocks = text.matches("unsafe {").count() + text.matches("unsafe impl").count();
-        let place =
-            path.starts_with("kernels") || path == Path::new("model/weights.rs") || path == Path::new("main.rs");
+        let files = ["device/gpu.rs", "model/weights.rs", "main.rs"];
+        let place = path.starts_with("kernels") || files.iter().any(|file| path == Path::new(file));
         assert!(blocks == 0 || place, "{} has unsafe code", path.display());
         assert_eq!(blocks, text.matches("// SAFETY:").count(), "{}: a block without its reason", path.display());
+    }
+}
+
+#[test]
+fn only_the_kernels_and_the_device_know_cuda() {
+    for (path, text) in sources() {
+        let may = path.starts_with("kernels") || path.starts_with("device") || path == Path::new("device.rs");
+        assert!(may || !text.contains("feature = \"cuda\""), "{} asks for the feature", path.display());
     }
 }
 

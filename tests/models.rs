@@ -52,7 +52,7 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 #[test]
 fn logits_equal_transformers_for_every_family_and_variant() {
     for folder in variants() {
-        let model = Decoder::load(&folder, false).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        let model = Decoder::load(&folder, false, &Device::Cpu).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
         let (ids, want) = expected(&folder);
         let got = logits(&model, &model.hidden(&every_position(&ids)).unwrap());
         let difference = largest_difference(&got, &want);
@@ -63,7 +63,7 @@ fn logits_equal_transformers_for_every_family_and_variant() {
 #[test]
 fn generation_with_the_cache_gives_the_logits_of_a_whole_forward() {
     for folder in variants() {
-        let model = Decoder::load(&folder, false).unwrap();
+        let model = Decoder::load(&folder, false, &Device::Cpu).unwrap();
         let (ids, want) = expected(&folder);
         let mut cache = KvCache::default();
         let vocab = model.config().vocab_size;
@@ -79,7 +79,7 @@ fn generation_with_the_cache_gives_the_logits_of_a_whole_forward() {
 #[test]
 fn rows_in_one_batch_do_not_see_each_other() {
     for folder in variants() {
-        let model = Decoder::load(&folder, false).unwrap();
+        let model = Decoder::load(&folder, false, &Device::Cpu).unwrap();
         let (ids, want) = expected(&folder);
         let rows: Vec<Row> = [&ids[..5], &ids[..], &ids[..11]]
             .iter()
@@ -95,7 +95,7 @@ fn rows_in_one_batch_do_not_see_each_other() {
 #[test]
 fn every_trainable_tensor_gets_a_gradient_in_every_family() {
     for folder in variants() {
-        let model = Decoder::load(&folder, true).unwrap();
+        let model = Decoder::load(&folder, true, &Device::Cpu).unwrap();
         let (ids, _) = expected(&folder);
         let batch = every_position(&ids);
         let trace = model.trace(&batch, Keep::Activations, Precision::F32).unwrap();

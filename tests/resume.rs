@@ -89,7 +89,7 @@ fn other_instructions_are_warned_of() {
     bench.expect(&RESUME, 0);
     let metrics = String::from_utf8(bench.read("run/metrics.jsonl")).unwrap();
     // A machine that has nothing else goes on with the same.
-    assert_eq!(metrics.contains("\"instructions_changed\""), Simd::level() != Simd::Portable, "{metrics}");
+    assert_eq!(metrics.contains("\"hardware_changed\""), Simd::level() != Simd::Portable, "{metrics}");
     assert!(metrics.contains("DISTILL_SIMD=portable") || Simd::level() == Simd::Portable);
 }
 

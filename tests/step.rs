@@ -86,7 +86,8 @@ fn stepper<'a>(teacher: &'a LocalTeacher, student: &'a Decoder, e: &Expected) ->
 }
 
 fn teacher() -> LocalTeacher {
-    LocalTeacher::new(Arc::new(Decoder::load(&folder().join("teacher"), false).unwrap())).unwrap()
+    LocalTeacher::new(Arc::new(Decoder::load(&folder().join("teacher"), false, &Device::Cpu).unwrap()), &Device::Cpu)
+        .unwrap()
 }
 
 fn close(got: f64, want: f64, relative: f64, what: &str) {
@@ -106,7 +107,7 @@ fn loss_and_every_gradient_equal_pytorch() {
     let teacher = teacher();
     for name in STUDENTS {
         let (e, want) = golden(name);
-        let student = Decoder::load(&folder().join(name), true).unwrap();
+        let student = Decoder::load(&folder().join(name), true, &Device::Cpu).unwrap();
         let report = stepper(&teacher, &student, &e).accumulate(&micro(&steps()[0], 4)).unwrap();
         let n = report.sums.targets as f64;
         assert_eq!(report.sums.targets, e.targets[0]);
@@ -131,7 +132,7 @@ fn ten_adamw_steps_follow_pytorch() {
     let teacher = teacher();
     for name in STUDENTS {
         let e: Expected = json(&format!("expected_{name}.json"));
-        let student = Decoder::load(&folder().join(name), true).unwrap();
+        let student = Decoder::load(&folder().join(name), true, &Device::Cpu).unwrap();
         let mut stepper = stepper(&teacher, &student, &e);
         let schedule = Schedule {
             learning_rate: e.peak_learning_rate,
@@ -154,7 +155,7 @@ fn gradients_do_not_depend_on_micro_batches_or_chunks() {
     let e: Expected = json("expected_student.json");
     let rows: Vec<Row> = steps().into_iter().take(2).flatten().collect();
     let run = |size: usize, chunk: usize| {
-        let student = Decoder::load(&folder().join("student"), true).unwrap();
+        let student = Decoder::load(&folder().join("student"), true, &Device::Cpu).unwrap();
         let mut stepper = stepper(&teacher, &student, &e);
         stepper.objective = stepper.objective.with_rows_per_chunk(chunk);
         let report = stepper.accumulate(&micro(&rows, size)).unwrap();
@@ -177,7 +178,7 @@ fn running_blocks_again_instead_of_keeping_them_gives_the_same_bits() {
     let teacher = teacher();
     let e: Expected = json("expected_student.json");
     let run = |keep: Keep| {
-        let student = Decoder::load(&folder().join("student"), true).unwrap();
+        let student = Decoder::load(&folder().join("student"), true, &Device::Cpu).unwrap();
         let mut stepper = stepper(&teacher, &student, &e);
         stepper.keep = keep;
         stepper.accumulate(&micro(&steps()[0], 4)).unwrap();
@@ -191,7 +192,7 @@ fn a_student_in_bf16_has_the_loss_within_2e4_and_its_gradient_within_a_percent()
     let teacher = teacher();
     for name in STUDENTS {
         let (e, want) = golden(name);
-        let student = Decoder::load(&folder().join(name), true).unwrap();
+        let student = Decoder::load(&folder().join(name), true, &Device::Cpu).unwrap();
         let mut stepper = stepper(&teacher, &student, &e);
         stepper.precision = Precision::Bf16;
         let report = stepper.accumulate(&micro(&steps()[0], 4)).unwrap();
@@ -211,7 +212,7 @@ fn a_student_in_bf16_has_the_loss_within_2e4_and_its_gradient_within_a_percent()
 fn dense_logits_and_hidden_states_with_a_head_teach_the_same() {
     let teacher = teacher();
     let e: Expected = json("expected_student.json");
-    let student = Decoder::load(&folder().join("student"), true).unwrap();
+    let student = Decoder::load(&folder().join("student"), true, &Device::Cpu).unwrap();
     let batch = Batch::new(&steps()[0]);
     let n = batch.valid_tokens();
     let hidden = teacher.signal(&batch, &Needs { full_distribution: true }).unwrap();
@@ -241,7 +242,7 @@ fn dense_logits_and_hidden_states_with_a_head_teach_the_same() {
 fn a_batch_without_targets_gives_zeros() {
     let teacher = teacher();
     let e: Expected = json("expected_student.json");
-    let student = Decoder::load(&folder().join("student"), true).unwrap();
+    let student = Decoder::load(&folder().join("student"), true, &Device::Cpu).unwrap();
     let mut row = steps()[0][0].clone();
     row.targets.fill(false);
     let report = stepper(&teacher, &student, &e).accumulate(&[Batch::new(&[row])]).unwrap();

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use candle_core::Device;
+
 use crate::config::plan::{Plan, model_folder};
-use crate::config::{Dtype, LossKind, Schedule, StudentConfig, TeacherConfig, Word};
+use crate::config::{Dtype, LossKind, Schedule, StudentSource, TeacherConfig, Word};
 use crate::corpus::{Batch, Row};
+use crate::device::{Devices, allow_tf32};
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate};
 use crate::kernels::Precision;
@@ -20,34 +23,34 @@ use crate::train::{AdamW, AdamWConfig, Decay, Stepper};
 use crate::units::Bytes;
 
 /// Loads a model folder with a sign of life.
-pub fn load_model(path: &Path, trainable: bool, screen: &Screen) -> Result<Decoder> {
+pub fn load_model(path: &Path, trainable: bool, device: &Device, screen: &Screen) -> Result<Decoder> {
     let progress = screen.progress(&format!("loading {}", path.display()), None);
-    let model = Decoder::load(model_folder(path)?, trainable)?;
+    let model = Decoder::load(model_folder(path)?, trainable, device)?;
     progress.finish();
     Ok(model)
 }
 
 /// The frozen teacher of a plan.
 pub fn teacher(plan: &Plan, screen: &Screen) -> Result<Option<LocalTeacher>> {
-    let Some(TeacherConfig::Local { path, dtype }) = &plan.config.teacher else { return Ok(None) };
-    load_teacher(path, *dtype, screen).map(Some)
+    let Some(TeacherConfig::Local { path, dtype, .. }) = &plan.config.teacher else { return Ok(None) };
+    load_teacher(path, *dtype, &plan.devices, screen).map(Some)
 }
 
 /// Loads a model folder that will not learn: its matrices packed, once.
-pub fn load_frozen(path: &Path, dtype: Dtype, screen: &Screen) -> Result<Decoder> {
+pub fn load_frozen(path: &Path, dtype: Dtype, device: &Device, screen: &Screen) -> Result<Decoder> {
     let progress = screen.progress(&format!("loading {} in {}", path.display(), dtype.word()), None);
-    let model = Decoder::load_frozen(model_folder(path)?, precision(dtype))?;
+    let model = Decoder::load_frozen(model_folder(path)?, precision(dtype), device)?;
     progress.finish();
     Ok(model)
 }
 
 /// Loads a frozen teacher in the dtype it is to be held in.
-pub fn load_teacher(path: &Path, dtype: Dtype, screen: &Screen) -> Result<LocalTeacher> {
+pub fn load_teacher(path: &Path, dtype: Dtype, devices: &Devices, screen: &Screen) -> Result<LocalTeacher> {
     let started = Instant::now();
-    let model = load_frozen(path, dtype, screen)?;
+    let model = load_frozen(path, dtype, &devices.teacher.device, screen)?;
     let (bytes, seconds) = (Bytes(model.parameters().bytes()), started.elapsed().as_secs_f64());
     screen.line(&format!("{:<11}{bytes} in {}, read and packed in {seconds:.1} s", "teacher", dtype.word()));
-    LocalTeacher::new(Arc::new(model))
+    LocalTeacher::new(Arc::new(model), &devices.student.device)
 }
 
 /// What a model held or trained in `dtype` rounds its products to.
@@ -60,18 +63,19 @@ pub fn precision(dtype: Dtype) -> Precision {
 
 /// The student of a plan as it is before the first step.
 pub fn student(plan: &Plan, teacher: Option<&LocalTeacher>, screen: &Screen) -> Result<Decoder> {
-    match &plan.config.student {
-        StudentConfig::Local { path } => load_model(path, true, screen),
-        StudentConfig::Fresh { config, .. } => {
+    let device = &plan.devices.student.device;
+    match &plan.config.student.source {
+        StudentSource::Local { path } => load_model(path, true, device, screen),
+        StudentSource::Fresh { config, .. } => {
             let config = ModelConfig::read(config)?;
             let weights = student::fresh_weights(&config, plan.config.seed)?;
-            Decoder::new(config, weights, true)
+            Decoder::new(config, weights, true, device)
         }
-        StudentConfig::Pruned { from, layers } => {
+        StudentSource::Pruned { from, layers } => {
             // A teacher held in f32 lends its own weights; otherwise the folder is read.
-            let same = TeacherConfig::Local { path: from.clone(), dtype: Dtype::F32 };
+            let lends = |TeacherConfig::Local { path, dtype, .. }: &TeacherConfig| path == from && *dtype == Dtype::F32;
             let (config, weights) = match teacher {
-                Some(teacher) if plan.config.teacher.as_ref() == Some(&same) => {
+                Some(teacher) if plan.config.teacher.as_ref().is_some_and(lends) => {
                     student::pruned(teacher.decoder(), layers)?
                 }
                 _ => {
@@ -81,7 +85,7 @@ pub fn student(plan: &Plan, teacher: Option<&LocalTeacher>, screen: &Screen) -> 
                     pruned
                 }
             };
-            Decoder::new(config, weights, true)
+            Decoder::new(config, weights, true, device)
         }
     }
 }
@@ -116,6 +120,7 @@ pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a LocalTeacher>, student: &'a 
         epsilon: train.epsilon,
         weight_decay: train.weight_decay,
     };
+    allow_tf32(train.tf32);
     Ok(Stepper {
         teacher: teacher.map(|t| t as &dyn Teacher),
         student,

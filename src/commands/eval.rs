@@ -14,7 +14,7 @@ use crate::cli::EvalArgs;
 use crate::config::plan::{HeldOut, Notice, covers, encoder, model_folder, same_tokenizer};
 use crate::config::{self, ChatTemplate, Dtype, LossOn, OnBadRecord, RunConfig, TeacherConfig};
 use crate::corpus::{Batch, CorpusIndex, Row, TextTokenizer};
-use crate::device;
+use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, Interval, gap_closed};
 use crate::hub;
@@ -49,10 +49,7 @@ impl Request {
         let data_config = config.as_ref().map(|c| &c.data);
         Ok(Self {
             teacher: teacher.ok_or_else(|| missing("teacher"))?,
-            teacher_dtype: match config.as_ref().and_then(|c| c.teacher.as_ref()) {
-                Some(TeacherConfig::Local { dtype, .. }) => *dtype,
-                None => Dtype::F32,
-            },
+            teacher_dtype: config.as_ref().map_or(Dtype::F32, RunConfig::teacher_dtype),
             data: data.ok_or_else(|| missing("data"))?,
             max_rows: args.max_rows.or(config.as_ref().map(|c| c.eval.max_rows)).unwrap_or(256),
             max_length: args.max_length.or(data_config.map(|d| d.max_length)).unwrap_or(512),
@@ -81,7 +78,8 @@ struct Output<'a> {
 }
 
 pub fn run(args: &EvalArgs) -> Result<Outcome> {
-    device::open(args.device.choice)?;
+    let devices = Devices::open(args.device.choice, args.device.choice)?;
+    let device = &devices.student.device;
     let screen = Screen::stderr();
     let request = Request::new(args)?;
     // Found out before the work, not after it.
@@ -102,13 +100,13 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let index = CorpusIndex::open(std::slice::from_ref(&request.data), request.on_bad_record.into())?;
     let held_out =
         HeldOut::take(Arc::new(index), encoder, request.max_rows).map_err(|e| e.context(request.data.display()))?;
-    if let Some(notice) = Notice::of_bf16(request.teacher_dtype, Dtype::F32) {
+    if let Some(notice) = Notice::of_bf16((request.teacher_dtype, Dtype::F32), &devices) {
         screen.line(&notice.line());
     }
-    let teacher = build::load_teacher(&request.teacher, request.teacher_dtype, &screen)?;
+    let teacher = build::load_teacher(&request.teacher, request.teacher_dtype, &devices, &screen)?;
     covers(teacher.decoder().config(), &tokenizer, "teacher")?;
     let evaluate = |folder: &Path| -> Result<(Decoder, EvalReport)> {
-        let model = build::load_model(folder, false, &screen)?;
+        let model = build::load_model(folder, false, device, &screen)?;
         covers(model.config(), &tokenizer, "student")?;
         let never = AtomicBool::new(false);
         let report = build::evaluate_rows(Some(&teacher as &dyn Teacher), &model, &held_out.rows, &never, &screen)?

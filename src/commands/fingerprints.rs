@@ -8,7 +8,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use crate::config::plan::Plan;
-use crate::config::{ChatTemplate, StudentConfig, TeacherConfig};
+use crate::config::{ChatTemplate, StudentSource, TeacherConfig};
 use crate::error::{Error, Result};
 use crate::model::weight_files;
 use crate::student::Companions;
@@ -27,7 +27,7 @@ pub fn of(plan: &Plan, companions: &Companions) -> Result<BTreeMap<String, Strin
     if let ChatTemplate::File(file) = &plan.config.data.chat_template {
         add("the chat template", of_file(file)?);
     }
-    if let StudentConfig::Fresh { config, .. } = &plan.config.student {
+    if let StudentSource::Fresh { config, .. } = &plan.config.student.source {
         add("student.config", of_file(&if config.is_dir() { config.join("config.json") } else { config.clone() })?);
     }
     if let Some(TeacherConfig::Local { path, .. }) = &plan.config.teacher {

@@ -15,14 +15,14 @@ use crate::metrics::Screen;
 use crate::model::{Finish, GenerateOptions, generate};
 
 pub fn run(args: &GenerateArgs) -> Result<Outcome> {
-    device::open(args.device.choice)?;
+    let device = device::open(args.device.choice)?.device;
     let screen = Screen::stderr();
     let folder = hub::locate(&args.model, Path::new(""))?;
     let tokenizer = Arc::new(TextTokenizer::from_dir(plan::model_folder(&folder)?)?);
     let template = if args.raw { ChatTemplate::None } else { args.chat_template.clone() };
     let encoder = plan::encoder(tokenizer.clone(), &template, 2, LossOn::Completion)?;
     let prompt = encoder.prompt_ids(&args.prompt).map_err(|e| e.context("--prompt"))?;
-    let model = build::load_frozen(&folder, Dtype::F32, &screen)?;
+    let model = build::load_frozen(&folder, Dtype::F32, &device, &screen)?;
     plan::covers(model.config(), &tokenizer, "model")?;
     let options = GenerateOptions { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
     let mut text = Stream::new(&tokenizer);

@@ -8,6 +8,7 @@ use crate::checkpoint::{Checkpoint, find, layout};
 use crate::cli::InspectArgs;
 use crate::config::{self, plan::Plan};
 use crate::corpus::{ChatTemplate, TextTokenizer};
+use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::hub;
 use crate::metrics::Screen;
@@ -46,7 +47,9 @@ fn inspect_file(path: &Path) -> Result<String> {
     match path.extension().and_then(|e| e.to_str()) {
         Some("toml") => {
             let screen = Screen::stderr();
-            show_plan::with_estimate(&Plan::new(config::load_to_read(path)?, &screen)?, &screen)
+            let config = config::load_to_read(path)?;
+            let devices = config.devices(DeviceChoice::Auto)?;
+            show_plan::with_estimate(&Plan::new(config, devices, &screen)?, &screen)
         }
         _ => Err(Error::input(format!(
             "{} is a file but no config (.toml); inspect takes a model folder, a checkpoint, a run or a config",

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::build;
 use crate::config::plan::Plan;
-use crate::config::{Dtype, LossKind, StudentConfig, TeacherConfig, Word};
+use crate::config::{Dtype, LossKind, StudentSource, TeacherConfig, Word};
 use crate::corpus::{Loader, Row, TextTokenizer};
 use crate::error::Result;
 use crate::kernels::Precision;
@@ -18,21 +18,24 @@ pub fn lines(plan: &Plan) -> Vec<String> {
     let mut lines = vec![];
     let mut line = |name: &str, text: String| lines.push(format!("{name:<11}{text}"));
     match (&config.teacher, &plan.teacher) {
-        (Some(TeacherConfig::Local { path, dtype }), Some(model)) => {
+        (Some(TeacherConfig::Local { path, dtype, .. }), Some(model)) => {
             line("teacher", format!("{}, {}, {}", path.display(), shape(model), dtype.word()));
         }
         _ => line("teacher", "none: hard labels alone".into()),
     }
-    let origin = match &config.student {
-        StudentConfig::Local { path } => format!("{}", path.display()),
-        StudentConfig::Fresh { config, .. } => format!("fresh from {}", config.display()),
-        StudentConfig::Pruned { from, layers } => format!("layers {layers:?} of {}", from.display()),
+    let origin = match &config.student.source {
+        StudentSource::Local { path } => format!("{}", path.display()),
+        StudentSource::Fresh { config, .. } => format!("fresh from {}", config.display()),
+        StudentSource::Pruned { from, layers } => format!("layers {layers:?} of {}", from.display()),
     };
     let dtype = match config.train.dtype {
-        Dtype::Bf16 if Precision::Bf16.is_native() => ", multiplied in bf16",
+        Dtype::Bf16 if Precision::Bf16.is_native() || plan.devices.student.device.is_cuda() => ", multiplied in bf16",
         Dtype::F32 | Dtype::Bf16 => "",
     };
     line("student", format!("{origin}, {}{dtype}", shape(&plan.student)));
+    if let Some(devices) = devices(plan) {
+        line("devices", devices);
+    }
     let (scan, about) = (&plan.scan, if plan.scan.exact { "" } else { "≈" });
     let count = |n: u64| format!("{about}{}", Count(n));
     line(
@@ -128,6 +131,15 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         ),
     );
     lines
+}
+
+/// None: there is nothing to say but "cpu".
+fn devices(plan: &Plan) -> Option<String> {
+    let (teacher, student) = (&plan.devices.teacher, &plan.devices.student);
+    match teacher.device.same_device(&student.device) {
+        true => (student.description != "cpu").then(|| student.description.clone()),
+        false => Some(format!("teacher on {}, student on {}", teacher.description, student.description)),
+    }
 }
 
 fn shape(model: &ModelConfig) -> String {

@@ -12,9 +12,10 @@ use crate::cli::TrainArgs;
 use crate::config::plan::Plan;
 use crate::config::{self, Dtype as OutputDtype};
 use crate::corpus::{Loader, ReadAhead, Rejections, StepShape};
-use crate::device;
+use crate::device::{Devices, Opened};
 use crate::error::{Error, Result};
 use crate::eval::EvalReport;
+use crate::kernels::Simd;
 use crate::metrics::{self, Console, Event, Jsonl, Screen, Sink, Sinks};
 use crate::model::Decoder;
 use crate::report::{Column, Status, Summary, eval_table, recorded};
@@ -34,17 +35,17 @@ const HELD_OUT_MEMORY: usize = 256 << 20;
 const HELD_OUT_DISK: u64 = 1 << 30;
 
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
-    device::open(args.device.choice)?;
     let screen = Screen::stderr();
     let config = config::load(&args.config, &args.set, args.output.as_deref())?;
+    let devices = config.devices(args.device.choice)?;
     if args.dry_run {
-        let plan = Plan::new(config, &screen)?;
+        let plan = Plan::new(config, devices, &screen)?;
         out::write(&show_plan::with_estimate(&plan, &screen)?)?;
         return Ok(Outcome::Done);
     }
     let interrupted = signals::watch(&screen)?;
     let start = Start::find(args.resume.as_ref(), &config.output.dir, &config, &screen)?;
-    let plan = Plan::new(config, &screen)?;
+    let plan = Plan::new(config, devices, &screen)?;
     show_plan::lines(&plan).iter().for_each(|line| screen.line(line));
     let session = Session::open(&plan, &start, &screen, args.stop_after, &interrupted)?;
     if interrupted.load(Ordering::Relaxed) {
@@ -79,7 +80,7 @@ impl<'a> Session<'a> {
         let companions = Companions::read(&tokenizer.files(), tokenizer.bos_id(), tokenizer.eos_ids())?;
         let fingerprints = fingerprints::of(plan, &companions)?;
         let state = match start {
-            Start::Fresh => TrainState::new(fingerprints),
+            Start::Fresh => TrainState::new(fingerprints, hardware(plan)),
             Start::From(origin) => {
                 let state = TrainState::read(&origin.checkpoint)?;
                 fingerprints::check(&state.fingerprints, &fingerprints)?;
@@ -89,7 +90,7 @@ impl<'a> Session<'a> {
         let teacher = build::teacher(plan, screen)?;
         let student = match start {
             Start::Fresh => build::student(plan, teacher.as_ref(), screen)?,
-            Start::From(origin) => Decoder::load(origin.checkpoint.dir(), true)?,
+            Start::From(origin) => Decoder::load(origin.checkpoint.dir(), true, &plan.devices.student.device)?,
         };
         Ok(Self { plan, start, screen, interrupted, stop_after, teacher, student, companions, state })
     }
@@ -139,7 +140,7 @@ impl<'a> Session<'a> {
         if let Start::From(origin) = self.start {
             stepper.optimizer.restore(TrainState::read_moments(&origin.checkpoint)?)?;
             loader.restore(state.loader.clone())?;
-            for (code, message) in state.continue_here() {
+            for (code, message) in state.continue_here(hardware(plan)) {
                 warn(&mut sinks, state.step, code, message)?;
             }
             self.screen.line(&format!("resuming after step {}", Count(state.step)));
@@ -264,7 +265,8 @@ impl<'a> Session<'a> {
             OutputDtype::Bf16 => Dtype::Bf16,
         };
         atomic::write_folder(&folder, |dir| write_model(dir, &self.student, &self.companions, dtype))?;
-        let report = self.evaluate(&Decoder::load(&folder, false)?, critic)?;
+        let saved = Decoder::load(&folder, false, &self.plan.devices.student.device)?;
+        let report = self.evaluate(&saved, critic)?;
         if self.plan.held_out.is_some() && report.is_none() {
             return Ok(None);
         }
@@ -295,6 +297,17 @@ impl<'a> Session<'a> {
             let _ = std::fs::remove_file(run_dir.join(name));
         }
     }
+}
+
+/// What results depend on in their last bits: the GPUs, or the CPU's instructions.
+fn hardware(plan: &Plan) -> String {
+    let Devices { teacher, student } = &plan.devices;
+    let name = |opened: &Opened| match opened.device.is_cuda() {
+        true => opened.description.clone(),
+        false => Simd::level().name().to_owned(),
+    };
+    let (teacher, student) = (name(teacher), name(student));
+    if teacher == student { student } else { format!("{teacher} (teacher), {student} (student)") }
 }
 
 fn student_folder(plan: &Plan) -> PathBuf {

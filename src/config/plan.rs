@@ -9,6 +9,7 @@ use super::types::*;
 use crate::corpus::{
     CorpusIndex, Encoder, LoadOrder, Loader, OverlapFinder, Rejections, Row, Scan, TemplateChoice, TextTokenizer, scan,
 };
+use crate::device::{Devices, Opened, gpu_memory};
 use crate::error::{Error, Result};
 use crate::kernels::{Precision, Simd};
 use crate::metrics::Screen;
@@ -28,9 +29,10 @@ pub struct Notice {
 
 impl Notice {
     /// When bf16 is asked of a CPU that does not multiply it: what is lost.
-    pub fn of_bf16(teacher: Dtype, student: Dtype) -> Option<Self> {
-        let teacher = (teacher == Dtype::Bf16).then_some("a bf16 teacher saves memory but no time");
-        let student = (student == Dtype::Bf16).then_some("a bf16 student is the f32 one");
+    pub fn of_bf16((teacher, student): (Dtype, Dtype), devices: &Devices) -> Option<Self> {
+        let asked = |dtype, opened: &Opened| dtype == Dtype::Bf16 && !opened.device.is_cuda();
+        let teacher = asked(teacher, &devices.teacher).then_some("a bf16 teacher saves memory but no time");
+        let student = asked(student, &devices.student).then_some("a bf16 student is the f32 one");
         let lost: Vec<&str> = teacher.into_iter().chain(student).collect();
         if lost.is_empty() || Precision::Bf16.is_native() {
             return None;
@@ -53,6 +55,7 @@ impl Notice {
 #[derive(Debug)]
 pub struct Plan {
     pub config: RunConfig,
+    pub devices: Devices,
     pub teacher: Option<ModelConfig>,
     pub student: ModelConfig,
     pub encoder: Arc<Encoder>,
@@ -174,12 +177,44 @@ pub fn covers(model: &ModelConfig, tokenizer: &TextTokenizer, whose: &str) -> Re
     }
 }
 
+/// The memory of the machine, or of a GPU.
+struct Place {
+    name: String,
+    needed: u64,
+    /// None: not known.
+    there: Option<u64>,
+}
+
+impl Place {
+    fn short_of(&self, how: &str) -> String {
+        let (needed, there) = (Bytes(self.needed), Bytes(self.there.unwrap_or(0)));
+        format!(
+            "the run needs about {needed} of memory, {how}{there} of {}: lower train.micro_batch_size or data.max_length, \
+             set train.checkpoint_activations, or take a smaller model",
+            self.name
+        )
+    }
+}
+
+/// What is needed where.
+fn places(memory: &Memory, devices: &Devices) -> Vec<Place> {
+    let place = |opened: &Opened, needed: u64| match gpu_memory(&opened.device) {
+        Some((_, total)) => Place { name: opened.description.clone(), needed, there: Some(total) },
+        None => Place { name: "this machine".into(), needed, there: total_memory_bytes() },
+    };
+    let student = memory.student.saturating_add(memory.activations);
+    match devices.teacher.device.same_device(&devices.student.device) {
+        true => vec![place(&devices.student, memory.total())],
+        false => vec![place(&devices.teacher, memory.teacher), place(&devices.student, student)],
+    }
+}
+
 impl Plan {
     /// Opens what `config` names, reads the corpus once, and checks that everything fits.
     ///
     /// # Errors
     /// An input error with every problem on a line of its own.
-    pub fn new(config: RunConfig, screen: &Screen) -> Result<Self> {
+    pub fn new(config: RunConfig, devices: Devices, screen: &Screen) -> Result<Self> {
         let mut findings = Findings::default();
         let mut notices = vec![];
         let models = Models::check(&config, &mut findings);
@@ -208,15 +243,13 @@ impl Plan {
             Length::Epochs(epochs) => count(epochs)?,
         };
         let memory = estimate(&config, models.teacher.as_ref(), &models.student, scan.longest);
-        if let Some(there) = total_memory_bytes().filter(|&there| memory.total() / 2 > there) {
-            let (needed, there) = (Bytes(memory.total()), Bytes(there));
-            return Err(Error::input(format!(
-                "the run needs about {needed} of memory, more than twice this machine's {there}: lower \
-                 train.micro_batch_size or data.max_length, or take a smaller model"
-            )));
+        let places = places(&memory, &devices);
+        if let Some(place) = places.iter().find(|place| place.there.is_some_and(|there| place.needed / 2 > there)) {
+            return Err(Error::input(place.short_of("more than twice the ")));
         }
         let mut plan = Self {
             config,
+            devices,
             teacher: models.teacher,
             student: models.student,
             encoder,
@@ -243,9 +276,8 @@ impl Plan {
 
     /// Legal, but likely not what was meant.
     fn look_for_trouble(&mut self) {
-        let teacher_dtype =
-            self.config.teacher.as_ref().map_or(Dtype::F32, |TeacherConfig::Local { dtype, .. }| *dtype);
-        self.notices.extend(Notice::of_bf16(teacher_dtype, self.config.train.dtype));
+        let dtypes = (self.config.teacher_dtype(), self.config.train.dtype);
+        self.notices.extend(Notice::of_bf16(dtypes, &self.devices));
         let mut notice = |code, message| self.notices.push(Notice { code, message });
         let (train, data) = (&self.config.train, &self.config.data);
         if train.warmup_steps >= self.total_steps {
@@ -266,14 +298,13 @@ impl Plan {
                 notice("rows_longer_than_context", message);
             }
         }
-        let needed = self.memory.total();
-        if let Some(there) = total_memory_bytes().filter(|&there| needed > there) {
-            let (needed, there) = (Bytes(needed), Bytes(there));
-            let message = format!(
-                "the run needs about {needed} of memory, this machine has {there}: lower train.micro_batch_size or \
-                 data.max_length, or take a smaller model"
-            );
-            notice("more_memory_than_there_is", message);
+        for place in places(&self.memory, &self.devices) {
+            if place.there.is_some_and(|there| place.needed > there) {
+                notice("more_memory_than_there_is", place.short_of(""));
+            }
+        }
+        if train.tf32 && !self.devices.student.device.is_cuda() && !self.devices.teacher.device.is_cuda() {
+            notice("tf32_without_gpu", "train.tf32 concerns GPUs alone: products on the CPU are f32".into());
         }
         let scan = &self.scan;
         if scan.rows_truncated * 5 > scan.rows_used {
@@ -299,12 +330,12 @@ impl Models {
         let tokenizer = |dir: &Path| TextTokenizer::from_dir(dir).map(Arc::new);
         let teacher_path = config.teacher.as_ref().map(|TeacherConfig::Local { path, .. }| path);
         let teacher = teacher_path.and_then(|path| findings.keep("teacher.path", read(path)));
-        let (student, dir) = match &config.student {
-            StudentConfig::Local { path } => (findings.keep("student.path", read(path)), path),
-            StudentConfig::Fresh { config, tokenizer } => {
+        let (student, dir) = match &config.student.source {
+            StudentSource::Local { path } => (findings.keep("student.path", read(path)), path),
+            StudentSource::Fresh { config, tokenizer } => {
                 (findings.keep("student.config", ModelConfig::read(config)), tokenizer)
             }
-            StudentConfig::Pruned { from, layers } => {
+            StudentSource::Pruned { from, layers } => {
                 let whole = findings.keep("student.from", read(from));
                 let cut = whole.and_then(|whole| findings.keep("student.layers", cut(&whole, layers)));
                 (cut, from)

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::problem::Place;
 use super::reader::{Numbers, Reader};
 use super::types::*;
+use crate::device::DeviceChoice;
 
 /// Where the run's folder comes from.
 #[derive(Debug, Clone, Copy)]
@@ -61,10 +62,21 @@ fn teacher(r: &mut Reader<'_>) -> Option<TeacherConfig> {
     if !r.has("teacher.path") {
         r.missing("teacher.path", "give a model folder or a Hugging Face id");
     }
-    Some(TeacherConfig::Local { path: r.model("teacher.path")?, dtype })
+    let device = device(r, "teacher.device");
+    Some(TeacherConfig::Local { path: r.model("teacher.path")?, dtype, device })
+}
+
+fn device(r: &mut Reader<'_>, key: &str) -> Option<DeviceChoice> {
+    let text = r.has(key).then(|| r.text(key)).flatten()?;
+    text.parse().map_err(|_| r.outside(key, DeviceChoice::ALLOWED)).ok()
 }
 
 fn student(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option<StudentConfig> {
+    let device = device(r, "student.device");
+    Some(StudentConfig { source: student_source(r, teacher)?, device })
+}
+
+fn student_source(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option<StudentSource> {
     const KINDS: [&str; 3] = ["local", "fresh", "pruned"];
     if !r.has("student.kind") {
         r.missing("student.kind", "give one of local (path) | fresh (config) | pruned (layers)");
@@ -92,7 +104,7 @@ fn student(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option<Studen
             if !r.has("student.path") {
                 r.missing("student.path", "give a model folder or a Hugging Face id");
             }
-            Some(StudentConfig::Local { path: r.model("student.path")? })
+            Some(StudentSource::Local { path: r.model("student.path")? })
         }
         "fresh" => {
             if !r.has("student.config") {
@@ -100,7 +112,7 @@ fn student(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option<Studen
             }
             let config = r.model("student.config");
             let tokenizer = model_or_teacher(r, "student.tokenizer", teacher, "the folder of a tokenizer");
-            Some(StudentConfig::Fresh { config: config?, tokenizer: tokenizer? })
+            Some(StudentSource::Fresh { config: config?, tokenizer: tokenizer? })
         }
         _ => {
             if !r.has("student.layers") {
@@ -108,7 +120,7 @@ fn student(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option<Studen
             }
             let layers = r.ascending("student.layers");
             let from = model_or_teacher(r, "student.from", teacher, "the folder of the model to cut");
-            Some(StudentConfig::Pruned { from: from?, layers: layers? })
+            Some(StudentSource::Pruned { from: from?, layers: layers? })
         }
     }
 }
@@ -233,6 +245,7 @@ fn train(r: &mut Reader<'_>) -> TrainConfig {
         max_grad_norm: r.float("train.max_grad_norm", 1.0, Numbers::Positive),
         dtype: r.choice("train.dtype", Dtype::F32, &[Dtype::F32, Dtype::Bf16], &[]),
         checkpoint_activations: r.flag("train.checkpoint_activations", false),
+        tf32: r.flag("train.tf32", false),
     }
 }
 

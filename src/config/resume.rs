@@ -24,6 +24,8 @@ impl std::fmt::Display for Difference {
 fn may_differ(key: &str) -> bool {
     // on_bad_record: the way out of a record that turns out bad in the middle of a run.
     matches!(key, "train.steps" | "train.epochs" | "train.max_time" | "eval.every_steps" | "data.on_bad_record")
+        // Another machine may have other devices; what that changes is warned of.
+        || matches!(key, "teacher.device" | "student.device")
         || key.starts_with("output.")
         || key.starts_with("checkpoint.")
 }

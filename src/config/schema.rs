@@ -15,11 +15,11 @@ pub const TOP: &[&str] = &["seed"];
 const LATER_SECTIONS: &[&str] = &["cache", "rollout"];
 
 pub const SECTIONS: &[Section] = &[
-    Section { name: "teacher", keys: &["kind", "path", "dtype"], later: &["device"] },
+    Section { name: "teacher", keys: &["kind", "path", "dtype", "device"], later: &[] },
     Section {
         name: "student",
-        keys: &["kind", "path", "config", "tokenizer", "layers", "from"],
-        later: &["rank", "alpha", "targets", "device"],
+        keys: &["kind", "path", "config", "tokenizer", "layers", "from", "device"],
+        later: &["rank", "alpha", "targets"],
     },
     Section {
         name: "data",
@@ -49,8 +49,9 @@ pub const SECTIONS: &[Section] = &[
             "max_grad_norm",
             "dtype",
             "checkpoint_activations",
+            "tf32",
         ],
-        later: &["tf32"],
+        later: &[],
     },
     Section { name: "eval", keys: &["every_steps", "max_rows", "exact_match"], later: &[] },
     Section { name: "checkpoint", keys: &["every_steps", "keep_last", "keep_best"], later: &[] },

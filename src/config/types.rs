@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
+use crate::device::{DeviceChoice, Devices};
+use crate::error::Result;
+
 /// Declares a kind that is written as one word in the config and on the command line.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
@@ -20,7 +23,7 @@ macro_rules! words {
         }
 
         impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
                 serializer.serialize_str(self.word())
             }
         }
@@ -70,16 +73,45 @@ pub struct RunConfig {
     pub output: OutputConfig,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum TeacherConfig {
-    /// A Hugging Face folder; `dtype` is how its frozen weights are held and multiplied.
-    Local { path: PathBuf, dtype: Dtype },
+impl RunConfig {
+    /// Opens the devices that teacher and student ask for, `default` where they ask for none.
+    pub fn devices(&self, default: DeviceChoice) -> Result<Devices> {
+        let teacher = self.teacher.as_ref().map(|TeacherConfig::Local { device, .. }| device.unwrap_or(default));
+        let student = self.student.device.unwrap_or(default);
+        Devices::open(teacher.unwrap_or(student), student)
+    }
+
+    /// How the teacher is held.
+    pub fn teacher_dtype(&self) -> Dtype {
+        self.teacher.as_ref().map_or(Dtype::F32, |TeacherConfig::Local { dtype, .. }| *dtype)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum StudentConfig {
+pub enum TeacherConfig {
+    /// A Hugging Face folder; `dtype` is how its frozen weights are held and multiplied. `device`: None is the command's.
+    Local {
+        path: PathBuf,
+        dtype: Dtype,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        device: Option<DeviceChoice>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StudentConfig {
+    #[serde(flatten)]
+    pub source: StudentSource,
+    /// Where it learns and the loss is computed; None: the command's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceChoice>,
+}
+
+/// Where a student's first weights come from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum StudentSource {
     /// A Hugging Face folder.
     Local { path: PathBuf },
     /// Random weights in the shape of a Hugging Face config.json, with the tokenizer of another folder.
@@ -100,7 +132,7 @@ pub enum ChatTemplate {
 }
 
 impl Serialize for ChatTemplate {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         match self {
             Self::Auto => serializer.serialize_str("auto"),
             Self::None => serializer.serialize_str("none"),
@@ -156,6 +188,8 @@ pub struct TrainConfig {
     pub dtype: Dtype,
     /// Keep each block's input alone and run its forward again for the backward pass.
     pub checkpoint_activations: bool,
+    /// Whether a GPU may round the operands of f32 products to TF32.
+    pub tf32: bool,
 }
 
 /// How long a run is asked to be, before `max_time` stops it earlier.
@@ -208,7 +242,7 @@ impl MaxTime {
 }
 
 impl Serialize for MaxTime {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.text)
     }
 }

@@ -1,5 +1,8 @@
 //! AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in one pass over a tensor, and the norm that clipping asks for.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -29,6 +32,7 @@ impl AdamWUpdate {
     /// Moves `weight` and the running means `first` of its gradient and `second` of the gradient's square; all f32, of one
     /// shape, on one device.
     pub fn apply(&self, weight: &Tensor, gradient: &Tensor, first: &Tensor, second: &Tensor) -> Result<()> {
+        on_gpu!(weight => cuda::apply(self, [weight, gradient, first, second]));
         let update = |g: &[f32]| {
             overwrite(weight, |w| overwrite(first, |m| overwrite(second, |v| self.move_slices(w, g, m, v))))
         };
@@ -54,8 +58,10 @@ impl AdamWUpdate {
     }
 }
 
-/// Σ x² of each tensor.
+/// Σ x² of each tensor; all on one device.
 pub fn sums_of_squares(tensors: &[&Tensor]) -> Result<Vec<f64>> {
+    let Some(first) = tensors.first() else { return Ok(vec![]) };
+    on_gpu!(first => cuda::sums_of_squares(tensors));
     let square = |block: &[f32]| {
         math::vectorize(
             #[inline(always)]

@@ -3,9 +3,12 @@
 //! The backward pass recomputes the probabilities from each query's log-sum-exp (Dao et al. 2022, arXiv 2205.14135,
 //! algorithm 4), which the forward pass returns.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use std::ops::Range;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::gemm::{Mat, MatMut, Right};
@@ -25,11 +28,22 @@ pub struct Span {
 
 /// The spans of one forward pass: consecutive queries, keys that may overlap.
 #[derive(Debug)]
-pub struct Spans(Vec<Span>);
+pub struct Spans {
+    spans: Vec<Span>,
+    /// The same for a GPU's kernels.
+    #[cfg(feature = "cuda")]
+    tables: Option<cuda::Tables>,
+}
 
 impl Spans {
-    pub fn new(spans: Vec<Span>) -> Self {
-        Self(spans)
+    /// For tensors on `device`.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
+    pub fn new(spans: Vec<Span>, device: &Device) -> Result<Self> {
+        Ok(Self {
+            #[cfg(feature = "cuda")]
+            tables: cuda::Tables::new(&spans, device)?,
+            spans,
+        })
     }
 }
 
@@ -199,12 +213,13 @@ impl AttentionShape {
     /// each query's log Σ exp, `[Tq, heads]`. The spans' queries are consecutive and cover all of q; their keys may
     /// overlap.
     pub fn forward(&self, spans: &Spans, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        on_gpu!(q => self.forward_on_gpu(spans, q, k, v));
         let width = self.heads * self.head_dim;
         let mut out = vec![0.0f32; q.elem_count()];
         let mut lse = vec![0.0f32; q.elem_count() / self.head_dim];
         let mut tasks = vec![];
         let (mut out_rest, mut lse_rest) = (out.as_mut_slice(), lse.as_mut_slice());
-        for span in &spans.0 {
+        for span in &spans.spans {
             for block in self.blocks(span) {
                 let (out, rest) = out_rest.split_at_mut(block.queries.len() * width);
                 let (lse, lse_tail) = lse_rest.split_at_mut(block.queries.len() * self.heads);
@@ -230,9 +245,10 @@ impl AttentionShape {
         (out, lse): (&Tensor, &Tensor),
         dout: &Tensor,
     ) -> Result<[Tensor; 3]> {
+        on_gpu!(q => self.backward_on_gpu(spans, [q, k, v], (out, lse), dout));
         let (d, group) = (self.head_dim, self.heads / self.kv_heads);
         // Spans of one row share the gradients of its keys.
-        let rows = spans.0.chunk_by(|a, b| a.k.start == b.k.start);
+        let rows = spans.spans.chunk_by(|a, b| a.k.start == b.k.start);
         let jobs: Vec<_> = rows.flat_map(|row| (0..self.kv_heads).map(move |kv| (row, kv))).collect();
         let results: Vec<_> = with_all([q, k, v, out, dout, lse], |[q, k, v, out, dout, lse]| {
             let saved = Saved { q, k, v, out, dout, lse };

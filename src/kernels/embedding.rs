@@ -1,5 +1,8 @@
 //! Rows of a table by index, and the scattered sum that is its gradient.
 
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
+
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -8,6 +11,7 @@ use super::storage::{overwrite, tensor, with_f32};
 
 /// `out[i] = table[indices[i]]`, in f32; table `[n, width]`. Panics on an index beyond the table.
 pub fn gather(table: &Tensor, indices: &[u32]) -> Result<Tensor> {
+    on_gpu!(table => cuda::gather(table, indices));
     let width = table.dim(1)?;
     let mut out = vec![0.0f32; indices.len() * width];
     let rows = rows_per_task(indices.len(), width);
@@ -23,6 +27,7 @@ pub fn gather(table: &Tensor, indices: &[u32]) -> Result<Tensor> {
 
 /// `table[indices[i]] += rows[i]`, in order, so that repeated indices always sum alike; table and rows are `width` wide.
 pub fn add_rows(table: &Tensor, indices: &[u32], rows: &Tensor) -> Result<()> {
+    on_gpu!(table => cuda::add_rows(table, indices, rows));
     let width = table.dim(1)?;
     with_f32(rows, |rows| {
         overwrite(table, |table| {

@@ -1,8 +1,11 @@
 //! y = x Wᵀ + b, with dW and db summed in place.
 
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
+
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::embedding::gather;
@@ -17,11 +20,21 @@ pub enum Weight {
     Dense(Tensor),
     /// A frozen matrix, packed once.
     Packed(Arc<Panels>),
+    /// A frozen bf16 matrix on a GPU.
+    Half(Tensor),
 }
 
 impl Weight {
-    /// A tensor that will not change again: a matrix is packed if our own kernel can make use of it.
-    pub fn frozen(tensor: Tensor, precision: Precision) -> Result<Self> {
+    /// A CPU tensor that will not change again, on the device it is for: a matrix is packed if our own kernel can make use
+    /// of it.
+    pub fn frozen(tensor: Tensor, precision: Precision, device: &Device) -> Result<Self> {
+        if device.is_cuda() {
+            return match (tensor.rank(), precision) {
+                // Rounded here: half as much has to cross.
+                (2, Precision::Bf16) => Ok(Self::Half(tensor.to_dtype(DType::BF16)?.to_device(device)?)),
+                _ => Ok(Self::Dense(tensor.to_device(device)?)),
+            };
+        }
         match *tensor.dims() {
             // bf16 halves the memory in any case.
             [outer, inner] if precision == Precision::Bf16 || precision.is_native() => {
@@ -34,31 +47,56 @@ impl Weight {
 
     pub fn dims(&self) -> Vec<usize> {
         match self {
-            Self::Dense(tensor) => tensor.dims().to_vec(),
+            Self::Dense(tensor) | Self::Half(tensor) => tensor.dims().to_vec(),
             Self::Packed(packed) => vec![packed.outer(), packed.inner()],
         }
+    }
+
+    pub fn device(&self) -> &Device {
+        match self {
+            Self::Dense(tensor) | Self::Half(tensor) => tensor.device(),
+            Self::Packed(_) => &Device::Cpu,
+        }
+    }
+
+    /// The same on `device`, frozen; itself where it is there already.
+    pub fn frozen_on(&self, device: &Device) -> Result<Self> {
+        if self.device().same_device(device) {
+            return Ok(self.clone());
+        }
+        Self::frozen(self.values()?.to_device(&Device::Cpu)?, self.precision().unwrap_or_default(), device)
     }
 
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Dense(tensor) => tensor.elem_count() * size_of::<f32>(),
+            Self::Dense(tensor) | Self::Half(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
             Self::Packed(packed) => packed.bytes(),
         }
     }
 
-    /// The f32 tensor; an error for what was packed.
-    pub fn dense(&self) -> Result<&Tensor> {
+    /// What its products are rounded to, if it does not leave that to whoever multiplies.
+    pub fn precision(&self) -> Option<Precision> {
         match self {
-            Self::Dense(tensor) => Ok(tensor),
-            Self::Packed(_) => bail!("a packed weight is frozen and has no f32 tensor"),
+            Self::Dense(_) => None,
+            Self::Packed(packed) => Some(packed.precision()),
+            Self::Half(_) => Some(Precision::Bf16),
         }
     }
 
-    /// Its values in f32, packed or not.
+    /// The f32 tensor; an error for what was packed or rounded.
+    pub fn dense(&self) -> Result<&Tensor> {
+        match self {
+            Self::Dense(tensor) => Ok(tensor),
+            Self::Packed(_) | Self::Half(_) => bail!("a frozen weight that was packed or rounded has no f32 tensor"),
+        }
+    }
+
+    /// Its values in f32 on its device, packed or not.
     pub fn values(&self) -> Result<Tensor> {
         match self {
             Self::Dense(tensor) => Ok(tensor.clone()),
+            Self::Half(tensor) => tensor.to_dtype(DType::F32),
             Self::Packed(packed) => self.gather(&(0..packed.outer() as u32).collect::<Vec<_>>()),
         }
     }
@@ -66,7 +104,7 @@ impl Weight {
     /// Rows of the matrix by index, in f32.
     pub fn gather(&self, indices: &[u32]) -> Result<Tensor> {
         match self {
-            Self::Dense(table) => gather(table, indices),
+            Self::Dense(table) | Self::Half(table) => gather(table, indices),
             Self::Packed(packed) => tensor(packed.rows(indices), (indices.len(), packed.inner())),
         }
     }
@@ -74,6 +112,7 @@ impl Weight {
     /// x Wᵀ in f32, `[n, in]` to `[n, out]`; a packed weight has a precision of its own.
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
         let (rows, outer) = (x.dim(0)?, self.dims()[0]);
+        on_gpu!(x => cuda::logits(self, x));
         let mut y = vec![0.0f32; rows * outer];
         self.write_logits(x, &mut y)?;
         tensor(y, (rows, outer))
@@ -81,6 +120,10 @@ impl Weight {
 
     /// [`Self::logits`] into a buffer on the host.
     pub fn write_logits(&self, x: &Tensor, y: &mut [f32]) -> Result<()> {
+        on_gpu!(x => {
+            y.copy_from_slice(&self.logits(x)?.flatten_all()?.to_vec1::<f32>()?);
+            Ok(())
+        });
         with_f32(x, |x| self.project(x, y, Precision::F32, false))?
     }
 
@@ -99,6 +142,7 @@ impl Weight {
                 weight.project(x, y, accumulate);
                 Ok(())
             }
+            Self::Half(_) => bail!("a weight on a GPU was given rows on the CPU"),
         }
     }
 }
@@ -116,12 +160,14 @@ pub struct Linear {
 impl Linear {
     /// `[n, in]` to `[n, out]`.
     pub fn forward(&self, x: &Tensor, precision: Precision) -> Result<Tensor> {
+        on_gpu!(x => cuda::forward(self, x, None, precision));
         let (rows, outer) = (x.dim(0)?, self.weight.dims()[0]);
         self.onto(x, vec![0.0f32; rows * outer], precision, false)
     }
 
     /// `residual + x Wᵀ + b`, residual `[n, out]`.
     pub fn forward_onto(&self, x: &Tensor, residual: &Tensor, precision: Precision) -> Result<Tensor> {
+        on_gpu!(x => cuda::forward(self, x, Some(residual), precision));
         self.onto(x, with_f32(residual, <[f32]>::to_vec)?, precision, true)
     }
 
@@ -148,6 +194,7 @@ impl Linear {
         if self.weight.dims() != [outer, inner] || dy.dim(0)? != rows {
             bail!("gradients {:?} for inputs {:?} of a layer {:?}", dy.dims(), x.dims(), self.weight.dims());
         }
+        on_gpu!(x => cuda::backward(self, x, dy, onto, precision));
         let accumulate = onto.is_some();
         let dx = match onto {
             Some(dx) => dx,

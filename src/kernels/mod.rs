@@ -1,12 +1,27 @@
-//! Fused operations, each with its gradient, over tensors on the CPU.
+//! Fused operations, each with its gradient, over tensors on the CPU or on an NVIDIA GPU.
 //!
 //! An op has a forward and a backward function; what the second needs is handed to it by whoever ran the first, so nothing
 //! is kept that could be computed again cheaply, and no graph is built. The gradient of a weight is added straight into
-//! its [`GradSlot`], so that micro-batches accumulate without a copy and a frozen weight costs nothing. Ops read and write
-//! slices through `storage`, the place where another device will branch off.
+//! its [`GradSlot`], so that micro-batches accumulate without a copy and a frozen weight costs nothing. An op's `.rs` is
+//! its contract and its CPU path, which borrows slices through `storage`; its folder holds the GPU's: `cuda.rs` launches
+//! the kernels of `OP.cu`.
+
+/// Leaves with what `cuda` says where the tensor lives on a GPU. Without the feature no tensor does.
+macro_rules! on_gpu {
+    ($tensor:expr => $cuda:expr) => {
+        let _ = &$tensor;
+        #[cfg(feature = "cuda")]
+        if $tensor.device().is_cuda() {
+            return $cuda;
+        }
+    };
+}
 
 mod adamw;
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod divergence;
 mod embedding;
 mod gemm;
 mod grad_slot;
@@ -22,6 +37,7 @@ mod tests;
 
 pub use adamw::{AdamWUpdate, sums_of_squares};
 pub use attention::{AttentionShape, QUERY_BLOCK, Span, Spans};
+pub use divergence::{RowScales, RowSums, TeacherRows, cross_entropy_rows, forward_kl_rows};
 pub use embedding::{add_rows, gather};
 pub use gemm::{Mat, MatMut, Panels, Precision, Right, matmul};
 pub use grad_slot::GradSlot;

@@ -1,5 +1,8 @@
 //! y = x / √(mean(x²) + ε) · w (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4), over the last dimension.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -25,6 +28,7 @@ impl RmsNorm {
     /// Normalises rows of the weight's width; `x` may be any shape whose last dimension is a multiple of it
     /// (heads side by side are normalised one by one).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        on_gpu!(x => cuda::forward(self, x));
         let width = self.weight.dim(0)?;
         let mut y = vec![0.0f32; x.elem_count()];
         let task = rows_per_task(y.len() / width, width) * width;
@@ -49,6 +53,7 @@ impl RmsNorm {
     /// Adds the weight's gradient to its slot and returns ∂x, to which `onto` is added if given.
     /// With n = x · r: dw = Σ dy ⊙ n; dx = r (dy ⊙ w − n · mean(dy ⊙ w ⊙ n)).
     pub fn backward(&self, x: &Tensor, dy: &Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
+        on_gpu!(x => cuda::backward(self, x, dy, onto));
         let width = self.weight.dim(0)?;
         let mut dx = match onto {
             Some(onto) => super::with_f32(onto, <[f32]>::to_vec)?,

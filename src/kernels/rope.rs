@@ -1,5 +1,8 @@
 //! Rotary position embedding (Su et al. 2021, arXiv 2104.09864) in the half-split layout of Hugging Face weights.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
@@ -34,6 +37,7 @@ impl Rope {
     }
 
     fn rotate(&self, x: &Tensor, direction: f32) -> Result<Tensor> {
+        on_gpu!(x => cuda::rotate(self, x, direction));
         let (rows, width) = x.dims2()?;
         let half = self.cos.dim(1)?;
         let mut y = vec![0.0f32; rows * width];

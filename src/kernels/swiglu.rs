@@ -1,5 +1,8 @@
 //! silu(gate) ⊙ up (Shazeer 2020, arXiv 2002.05202), with the sigmoid computed again in the backward pass.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -16,6 +19,7 @@ fn sigmoid(x: f32) -> f32 {
 
 /// gate and up: `[T, F]` each.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    on_gpu!(gate => cuda::forward(gate, up));
     let mut y = vec![0.0f32; gate.elem_count()];
     with_all([gate, up], |[gate, up]| {
         y.par_chunks_mut(TASK).zip(gate.par_chunks(TASK)).zip(up.par_chunks(TASK)).for_each(|((y, gate), up)| {
@@ -34,6 +38,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// ∂gate and ∂up.
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    on_gpu!(gate => cuda::backward(gate, up, dy));
     let mut dgate = vec![0.0f32; gate.elem_count()];
     let mut dup = vec![0.0f32; gate.elem_count()];
     with_all([gate, up, dy], |[gate, up, dy]| {

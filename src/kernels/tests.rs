@@ -224,7 +224,7 @@ fn attention_agrees(shape: AttentionShape, spans: &[Span], queries: usize, keys:
     let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let inputs = [noise(&[queries, wide], 1), noise(&[keys, narrow], 2), noise(&[keys, narrow], 3)];
     let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
-        let spans = Spans::new(spans.to_vec());
+        let spans = Spans::new(spans.to_vec(), v[0].device())?;
         let (y, lse) = shape.forward(&spans, &v[0], &v[1], &v[2])?;
         let gradients = shape.backward(&spans, (&v[0], &v[1], &v[2]), (&y, &lse), &dy(&y))?;
         Ok((y, gradients.to_vec()))
@@ -287,9 +287,11 @@ fn attention_over_cached_keys_equals_the_end_of_a_whole_row() {
     let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window: Some(20) };
     let n = 90;
     let (q, k, v) = (noise(&[n, 32], 1), noise(&[n, 16], 2), noise(&[n, 16], 3));
-    let (whole, _) = shape.forward(&Spans::new(vec![Span { q: 0..n, k: 0..n }]), &q, &k, &v).unwrap();
+    let (whole, _) =
+        shape.forward(&Spans::new(vec![Span { q: 0..n, k: 0..n }], &Device::Cpu).unwrap(), &q, &k, &v).unwrap();
     let end = q.narrow(0, n - 5, 5).unwrap();
-    let (last, _) = shape.forward(&Spans::new(vec![Span { q: 0..5, k: 0..n }]), &end, &k, &v).unwrap();
+    let (last, _) =
+        shape.forward(&Spans::new(vec![Span { q: 0..5, k: 0..n }], &Device::Cpu).unwrap(), &end, &k, &v).unwrap();
     assert_close(&last, &whole.narrow(0, n - 5, 5).unwrap(), "the last five queries");
 }
 

@@ -37,6 +37,11 @@ impl ChunkedLogits {
         (CHUNK_ELEMENTS / vocab_size.max(1)).clamp(1, CHUNK_ROWS)
     }
 
+    /// The same on a GPU, where more rows keep it busier.
+    pub(super) fn rows_on_gpu(vocab_size: usize) -> usize {
+        (CHUNK_ELEMENTS / vocab_size.max(1)).max(1)
+    }
+
     /// Calls `row(n, teacher, student, gradient)` for each of the N targets, in parallel within a chunk, and returns
     /// the results in target order.
     ///

@@ -1,7 +1,10 @@
 //! KL(p‖q) = Σ p (log p − log q): the distillation loss of Hinton et al. 2015 (arXiv 1503.02531), as a true divergence.
 
+use candle_core::Tensor;
+
 use super::row::{Divergence, LogitRow};
-use crate::kernels::math;
+use crate::error::Result;
+use crate::kernels::{RowScales, RowSums, TeacherRows, forward_kl_rows, math};
 use crate::signal::{Needs, TopKRow};
 
 /// Zero exactly when p = q. Student tokens beyond the teacher's row have p = 0: they cost nothing themselves, and their
@@ -83,5 +86,15 @@ impl Divergence for ForwardKl {
             }
         }
         every.map(|i| term(log_p(i), log_q(i))).sum::<f64>() + term(log_p_rest, log_q_rest)
+    }
+
+    fn rows_on_gpu(
+        &self,
+        teacher: &TeacherRows,
+        student: &Tensor,
+        labels: &Tensor,
+        scales: RowScales,
+    ) -> Result<RowSums> {
+        Ok(forward_kl_rows(teacher, student, labels, scales)?)
     }
 }

@@ -8,6 +8,7 @@ mod cross_entropy;
 mod driver;
 mod forward_kl;
 mod objective;
+mod on_gpu;
 mod row;
 
 pub use cross_entropy::cross_entropy_row;

@@ -7,6 +7,7 @@ use super::driver::{ChunkedLogits, StudentHead};
 use super::row::{Divergence, LogitRow};
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
+use crate::kernels::RowScales;
 use crate::signal::{Needs, TeacherRow, TeacherSignal, TopKRow};
 
 /// Undivided sums over targets, in nats. What was not computed is None.
@@ -35,12 +36,12 @@ pub struct Output {
 
 /// Weights and temperature of a training loss, with its buffers.
 pub struct Objective {
-    divergence: Option<Box<dyn Divergence>>,
+    pub(super) divergence: Option<Box<dyn Divergence>>,
     temperature: f64,
     /// T² (Hinton et al. 2015), or 1 when scaling is off.
     divergence_scale: f64,
     hard_label_weight: f64,
-    logits: ChunkedLogits,
+    pub(super) logits: ChunkedLogits,
 }
 
 impl Objective {
@@ -113,6 +114,10 @@ impl Objective {
         let label_scale = (w / n) as f32;
         let inverse_temperature = (1.0 / self.temperature) as f32;
         let divergence = self.divergence.as_deref();
+        if hidden.device().is_cuda() {
+            let scales = RowScales { inverse_temperature, divergence: divergence_scale, label: label_scale };
+            return self.run_on_gpu(hidden, head, signal, batch, scales);
+        }
         let row = |i: usize, teacher: Option<TeacherRow>, student: &[f32], gradient: Option<&mut [f32]>| {
             let Some(gradient) = gradient else { return Err(Error::run("a training row without a gradient")) };
             let q = LogitRow::new(student, 1.0);
@@ -139,12 +144,16 @@ impl Objective {
         };
         let (rows, d_hidden) = self.logits.run(hidden, head, signal, true, row)?;
         let d_hidden = d_hidden.ok_or_else(|| Error::run("the loss driver returned no gradient"))?;
-        let sums = Sums {
+        Ok(Output { sums: self.sums_of(&rows), d_hidden })
+    }
+
+    /// Of each row's divergence and cross-entropy.
+    pub(super) fn sums_of(&self, rows: &[(f64, f64)]) -> Sums {
+        Sums {
             targets: rows.len(),
-            divergence: divergence.map(|_| rows.iter().map(|r| r.0).sum()),
+            divergence: self.divergence.as_ref().map(|_| rows.iter().map(|r| r.0).sum()),
             cross_entropy: Some(rows.iter().map(|r| r.1).sum()),
-        };
-        Ok(Output { sums, d_hidden })
+        }
     }
 }
 
@@ -156,21 +165,23 @@ pub(crate) fn checked_teacher_row<'a>(
     n: usize,
 ) -> Result<LogitRow<'a>> {
     let row = LogitRow::new(logits, inverse_temperature);
-    if row.log_sum_exp.is_finite() {
-        return Ok(row);
-    }
+    if row.log_sum_exp.is_finite() { Ok(row) } else { Err(teacher_not_finite(batch, n)) }
+}
+
+/// What is said of target `n`, whose teacher's logits have no finite log Σ exp.
+pub(super) fn teacher_not_finite(batch: &Batch, n: usize) -> Error {
     let source = batch.row_of_target(n);
-    Err(Error::run(format!(
+    Error::run(format!(
         "{}:{}: the teacher's logits for target {n} of the batch are not finite; its weights may be damaged, or its \
          dtype may overflow",
         source.file.display(),
         source.line
-    )))
+    ))
 }
 
 /// A stored row of target `n`; refused with the row's file and line when a token lies beyond the student's `vocab`, or a
 /// probability is none.
-fn checked_top_k<'a>(row: TopKRow<'a>, vocab: usize, batch: &Batch, n: usize) -> Result<TopKRow<'a>> {
+pub(super) fn checked_top_k<'a>(row: TopKRow<'a>, vocab: usize, batch: &Batch, n: usize) -> Result<TopKRow<'a>> {
     let refuse = |what: String| {
         let source = batch.row_of_target(n);
         let (file, line) = (source.file.display(), source.line);

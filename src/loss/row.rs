@@ -1,6 +1,9 @@
 //! One target's logits, and the seam on which divergences plug in.
 
-use crate::kernels::math;
+use candle_core::Tensor;
+
+use crate::error::Result;
+use crate::kernels::{RowScales, RowSums, TeacherRows, math};
 use crate::signal::{Needs, TopKRow};
 
 /// Logits of one target with log Σ exp(z / T), from which any log-probability is one multiply-add away.
@@ -55,4 +58,14 @@ pub trait Divergence: Send + Sync {
     /// on both sides. With every token known it is the same; otherwise, given
     /// what the others truly hold, it is no more.
     fn top_k_row(&self, teacher: TopKRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64;
+
+    /// All rows of a chunk on a GPU, the cross-entropy of their labels included: `student`, `[n, V]`, is replaced by its
+    /// gradient.
+    fn rows_on_gpu(
+        &self,
+        teacher: &TeacherRows,
+        student: &Tensor,
+        labels: &Tensor,
+        scales: RowScales,
+    ) -> Result<RowSums>;
 }

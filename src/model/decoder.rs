@@ -15,7 +15,7 @@ use crate::corpus::Batch;
 use crate::error::{Error, Result};
 use crate::kernels::{Precision, RmsNorm, Rope, Span, Spans, add_rows};
 
-/// A Llama-like causal language model on the CPU.
+/// A Llama-like causal language model.
 #[derive(Debug)]
 pub struct Decoder {
     config: ModelConfig,
@@ -23,6 +23,7 @@ pub struct Decoder {
     blocks: Vec<Block>,
     norm: RmsNorm,
     inverse_frequencies: Vec<f32>,
+    device: Device,
 }
 
 /// What a training forward keeps of each block for the backward pass.
@@ -56,9 +57,11 @@ enum Kept {
 }
 
 impl Decoder {
-    /// Builds the decoder around `weights`, which must be exactly the tensors of `config`, f32. All learn or none.
-    pub fn new(config: ModelConfig, weights: Weights, trainable: bool) -> Result<Self> {
-        Self::from_parameters(config, Parameters::new(weights, trainable)?)
+    /// Builds the decoder on `device` around `weights`, which must be exactly the tensors of `config`, f32. All learn or
+    /// none.
+    pub fn new(config: ModelConfig, weights: Weights, trainable: bool, device: &Device) -> Result<Self> {
+        let there = weights.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?)));
+        Self::from_parameters(config, Parameters::new(there.collect::<Result<_>>()?, trainable)?)
     }
 
     /// Builds the decoder around parameters that are exactly the tensors of `config`.
@@ -67,7 +70,13 @@ impl Decoder {
         let blocks = (0..config.layers).map(block).collect::<Result<_>>()?;
         let norm = Parameter::rms_norm(parameters.get(FINAL_NORM)?, config.rms_norm_eps)?;
         let inverse_frequencies = config.rope_scaling.inverse_frequencies(config.rope_theta, config.head_dim);
-        Ok(Self { config, parameters, blocks, norm, inverse_frequencies })
+        let device = norm.weight.device().clone();
+        Ok(Self { config, parameters, blocks, norm, inverse_frequencies, device })
+    }
+
+    /// Where its weights are, and its hidden states.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -154,8 +163,10 @@ impl Decoder {
         let start = cache.tokens;
         let end = start + tokens.len();
         let positions: Vec<u32> = (start as u32..end as u32).collect();
-        let layout =
-            Layout { spans: Spans::new(vec![Span { q: 0..tokens.len(), k: 0..end }]), rope: self.rope(&positions)? };
+        let layout = Layout {
+            spans: Spans::new(vec![Span { q: 0..tokens.len(), k: 0..end }], &self.device)?,
+            rope: self.rope(&positions)?,
+        };
         let mut x = self.embed(tokens)?;
         for (block, cache) in self.blocks.iter().zip(&mut cache.layers) {
             x = block.forward_cached(&x, &layout, cache)?;
@@ -170,13 +181,13 @@ impl Decoder {
         let positions: Vec<u32> = batch.target_rows.iter().map(|&row| batch.positions[row as usize]).collect();
         let asked = Asked {
             rows: batch.target_rows.clone(),
-            layout: Layout { spans: Spans::new(spans_of_targets(batch)), rope: self.rope(&positions)? },
+            layout: Layout { spans: Spans::new(spans_of_targets(batch), &self.device)?, rope: self.rope(&positions)? },
         };
-        Ok((Layout { spans: Spans::new(spans), rope: self.rope(&batch.positions)? }, asked))
+        Ok((Layout { spans: Spans::new(spans, &self.device)?, rope: self.rope(&batch.positions)? }, asked))
     }
 
     fn rope(&self, positions: &[u32]) -> Result<Rope> {
-        Ok(Rope::new(positions, &self.inverse_frequencies, &Device::Cpu)?)
+        Ok(Rope::new(positions, &self.inverse_frequencies, &self.device)?)
     }
 
     fn embed(&self, tokens: &[u32]) -> Result<Tensor> {

@@ -58,8 +58,13 @@ pub fn load_some(folder: &Path, config: &ModelConfig, wanted: impl Fn(&str) -> b
 }
 
 /// [`load`] for a model that never learns: each matrix is packed as soon as it is read, so that no second copy of the model ever exists.
-pub fn load_frozen(folder: &Path, config: &ModelConfig, precision: Precision) -> Result<BTreeMap<String, Weight>> {
-    load_each(folder, config, |_| true, |tensor| Ok(Weight::frozen(tensor, precision)?))
+pub fn load_frozen(
+    folder: &Path,
+    config: &ModelConfig,
+    precision: Precision,
+    device: &Device,
+) -> Result<BTreeMap<String, Weight>> {
+    load_each(folder, config, |_| true, |tensor| Ok(Weight::frozen(tensor, precision, device)?))
 }
 
 fn load_each<T: Send>(

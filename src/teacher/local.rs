@@ -2,28 +2,29 @@
 
 use std::sync::Arc;
 
+use candle_core::Device;
+
 use super::Teacher;
 use crate::corpus::Batch;
 use crate::error::Result;
-use crate::kernels::{Precision, Weight};
+use crate::kernels::Precision;
 use crate::model::Decoder;
 use crate::signal::{Capabilities, Head, Needs, TeacherSignal, WeightHead};
 
-/// A frozen decoder: its signal is hidden states and its head.
+/// A frozen decoder: its signal is hidden states and its head, on the device where the loss is computed.
 pub struct LocalTeacher {
     decoder: Arc<Decoder>,
     head: Arc<dyn Head>,
     precision: Precision,
+    loss_device: Device,
 }
 
 impl LocalTeacher {
-    pub fn new(decoder: Arc<Decoder>) -> Result<Self> {
-        let weight = decoder.head()?.weight.clone();
-        let precision = match &weight {
-            Weight::Packed(panels) => panels.precision(),
-            Weight::Dense(_) => Precision::F32,
-        };
-        Ok(Self { decoder, head: Arc::new(WeightHead(weight)), precision })
+    /// `loss_device`: the student's. From another device hidden states cross, never logits: the head is copied there once.
+    pub fn new(decoder: Arc<Decoder>, loss_device: &Device) -> Result<Self> {
+        let weight = decoder.head()?.weight.frozen_on(loss_device)?;
+        let precision = weight.precision().unwrap_or_default();
+        Ok(Self { decoder, head: Arc::new(WeightHead(weight)), precision, loss_device: loss_device.clone() })
     }
 
     /// What its products are rounded to.
@@ -47,6 +48,7 @@ impl Teacher for LocalTeacher {
     }
 
     fn signal(&self, batch: &Batch, _needs: &Needs) -> Result<TeacherSignal> {
-        Ok(TeacherSignal::Hidden { states: self.decoder.hidden(batch)?, head: self.head.clone() })
+        let states = self.decoder.hidden(batch)?.to_device(&self.loss_device)?;
+        Ok(TeacherSignal::Hidden { states, head: self.head.clone() })
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::Teacher;
 use super::spill::{Extent, Spill};
@@ -22,7 +22,8 @@ pub struct RememberingTeacher<'a> {
 type Key = Vec<[u8; 32]>;
 
 struct Known {
-    states: HashMap<Key, (Kept, Arc<dyn Head>)>,
+    /// With the head they belong to, and the device they are given back on.
+    states: HashMap<Key, (Kept, Arc<dyn Head>, Device)>,
     /// Bytes that may still be kept in memory.
     room: usize,
     spill: Spill,
@@ -36,24 +37,27 @@ enum Kept {
 impl Known {
     /// None: unknown, or lost by the disk.
     fn recall(&mut self, key: &Key) -> Option<TeacherSignal> {
-        let (kept, head) = self.states.get(key)?;
+        let (kept, head, device) = self.states.get(key)?;
         let states = match kept {
             Kept::InMemory(states) => states.clone(),
             Kept::OnDisk(extent) => self.spill.read(extent)?,
         };
-        Some(TeacherSignal::Hidden { states, head: head.clone() })
+        Some(TeacherSignal::Hidden { states: states.to_device(device).ok()?, head: head.clone() })
     }
 
+    /// In the host's memory: a GPU's is dearer. What cannot be kept is asked for again.
     fn keep(&mut self, key: Key, states: &Tensor, head: &Arc<dyn Head>) {
+        let device = states.device().clone();
+        let Ok(states) = states.to_device(&Device::Cpu) else { return };
         let bytes = states.elem_count() * size_of::<f32>();
         let kept = if bytes <= self.room {
             self.room -= bytes;
-            Some(Kept::InMemory(states.clone()))
+            Some(Kept::InMemory(states))
         } else {
-            self.spill.keep(states).map(Kept::OnDisk)
+            self.spill.keep(&states).map(Kept::OnDisk)
         };
         if let Some(kept) = kept {
-            self.states.insert(key, (kept, head.clone()));
+            self.states.insert(key, (kept, head.clone(), device));
         }
     }
 }
@@ -93,7 +97,7 @@ mod tests {
     use std::path::PathBuf;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use candle_core::{DType, Device};
+    use candle_core::DType;
 
     use super::*;
     use crate::corpus::{Row, RowRef};

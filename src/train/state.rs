@@ -43,9 +43,10 @@ pub struct TrainState {
     pub fingerprints: BTreeMap<String, String>,
     /// Where our own product does not run, sums depend on it in their last bits.
     pub threads: usize,
-    /// The [`Simd`] level, on which sums depend too. Empty in checkpoints of versions that did not record it.
+    /// The CPU's instructions ([`Simd`]) or the GPU, on which sums depend too. Empty in checkpoints of versions that did
+    /// not record it.
     #[serde(default)]
-    pub instructions: String,
+    pub hardware: String,
 }
 
 impl TrainState {
@@ -64,16 +65,15 @@ impl TrainState {
     }
 
     /// The state of a run that begins, on all threads there are.
-    pub fn new(fingerprints: BTreeMap<String, String>) -> Self {
-        let instructions = Simd::level().name().to_owned();
-        Self { fingerprints, threads: rayon::current_num_threads(), instructions, ..Self::default() }
+    pub fn new(fingerprints: BTreeMap<String, String>, hardware: String) -> Self {
+        Self { fingerprints, threads: rayon::current_num_threads(), hardware, ..Self::default() }
     }
 
-    /// Goes on with this process's threads and instructions. Returns a code and a message for each that differs from what
+    /// Goes on with this process's threads and hardware. Returns a code and a message for each that differs from what
     /// the run had, where that can change results.
-    pub fn continue_here(&mut self) -> Vec<(&'static str, String)> {
+    pub fn continue_here(&mut self, hardware: String) -> Vec<(&'static str, String)> {
         let mut changes = vec![];
-        let (threads, instructions) = (rayon::current_num_threads(), Simd::level().name());
+        let threads = rayon::current_num_threads();
         if self.threads != threads && !Precision::F32.is_native() {
             let message = format!(
                 "the run had {0} threads and goes on with {threads}: results may differ in the last bits \
@@ -82,16 +82,18 @@ impl TrainState {
             );
             changes.push(("thread_count_changed", message));
         }
-        if self.instructions != instructions && !self.instructions.is_empty() {
-            let message = format!(
-                "the run computed with {0} instructions and goes on with {instructions}: results may differ in the last \
-                 bits ({1}={0} keeps them on a CPU that has these)",
-                self.instructions,
-                Simd::VARIABLE
+        if self.hardware != hardware && !self.hardware.is_empty() {
+            let mut message = format!(
+                "the run computed on {} and goes on on {hardware}: results may differ in the last bits",
+                self.hardware
             );
-            changes.push(("instructions_changed", message));
+            if let Some(level) = Simd::named(&self.hardware) {
+                message +=
+                    &format!(" ({}={} keeps them on a CPU that has these instructions)", Simd::VARIABLE, level.name());
+            }
+            changes.push(("hardware_changed", message));
         }
-        (self.threads, self.instructions) = (threads, instructions.to_owned());
+        (self.threads, self.hardware) = (threads, hardware);
         changes
     }
 

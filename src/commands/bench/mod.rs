@@ -17,7 +17,7 @@ use crate::cli::BenchArgs;
 use crate::config;
 use crate::config::plan::{Notice, Plan};
 use crate::corpus::{Batch, Loader, Row, RowRef};
-use crate::device;
+use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::kernels::{Mat, MatMut, Precision, matmul};
 use crate::loss::{ForwardKl, Objective};
@@ -30,11 +30,10 @@ use crate::train::{AdamW, AdamWConfig, Phases, StepReport, Stepper};
 use crate::units::{Bytes, Count, peak_rss_bytes};
 
 pub fn run(args: &BenchArgs) -> Result<Outcome> {
-    device::open(args.device.choice)?;
     let screen = Screen::stderr();
     let peak = gemm_peak();
     let reports = match (&args.config, &args.student) {
-        (Some(file), _) => of_config(file, args.steps, &screen)?,
+        (Some(file), _) => of_config(file, args, &screen)?,
         (None, Some(student)) => of_shapes(student, args, &screen)?,
         (None, None) => return Err(Error::input("bench needs --config, or --student with --teacher or --top-k")),
     };
@@ -61,8 +60,10 @@ struct Operations {
 }
 
 /// A run's own first steps.
-fn of_config(file: &Path, steps: u64, screen: &Screen) -> Result<Timed> {
-    let plan = Plan::new(config::load_to_read(file)?, screen)?;
+fn of_config(file: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
+    let config = config::load_to_read(file)?;
+    let devices = config.devices(args.device.choice)?;
+    let plan = Plan::new(config, devices, screen)?;
     plan.notices.iter().for_each(|notice| screen.line(&notice.line()));
     let teacher = build::teacher(&plan, screen)?;
     let student = build::student(&plan, teacher.as_ref(), screen)?;
@@ -74,26 +75,28 @@ fn of_config(file: &Path, steps: u64, screen: &Screen) -> Result<Timed> {
         step.map(|s| s.micro_batches(train.micro_batch_size))
             .ok_or_else(|| Error::input("the corpus has fewer steps than --steps"))
     };
-    time(&mut stepper, teacher.as_ref(), steps, train.learning_rate, next, screen)
+    time(&mut stepper, teacher.as_ref(), args.steps, train.learning_rate, next, screen)
 }
 
 /// Random tokens through models of the given shapes, every token a target.
 fn of_shapes(student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
+    let devices = Devices::open(args.device.choice, args.device.choice)?;
+    let device = &devices.student.device;
     let student = if student.is_dir() {
-        build::load_model(student, true, screen)?
+        build::load_model(student, true, device, screen)?
     } else {
         let config = ModelConfig::read(student)?;
         let weights = fresh_weights(&config, 0)?;
-        Decoder::new(config, weights, true)?
+        Decoder::new(config, weights, true, device)?
     };
     let vocab = student.config().vocab_size;
     if let Some(k) = args.top_k.filter(|&k| k > vocab) {
         return Err(Error::input(format!("--top-k {k} is more than the student's vocabulary of {vocab}")));
     }
-    if let Some(notice) = Notice::of_bf16(args.teacher_dtype, args.dtype) {
+    if let Some(notice) = Notice::of_bf16((args.teacher_dtype, args.dtype), &devices) {
         screen.line(&notice.line());
     }
-    let local = args.teacher.as_deref().map(|teacher| local_teacher(teacher, args, screen)).transpose()?;
+    let local = args.teacher.as_deref().map(|teacher| local_teacher(teacher, args, &devices, screen)).transpose()?;
     let stored = args.top_k.map(|k| StoredTokens { k, vocab_size: vocab });
     let teacher = local.as_ref().map(|t| t as &dyn Teacher).or(stored.as_ref().map(|t| t as &dyn Teacher));
     let vocab = teacher.map_or(vocab, |t| t.vocab_size().min(vocab)) as u32;
@@ -123,13 +126,15 @@ fn of_shapes(student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed>
 }
 
 /// A model folder, or random weights in the shape of a config.json.
-fn local_teacher(path: &Path, args: &BenchArgs, screen: &Screen) -> Result<LocalTeacher> {
+fn local_teacher(path: &Path, args: &BenchArgs, devices: &Devices, screen: &Screen) -> Result<LocalTeacher> {
     if path.is_dir() {
-        return build::load_teacher(path, args.teacher_dtype, screen);
+        return build::load_teacher(path, args.teacher_dtype, devices, screen);
     }
     let config = ModelConfig::read(path)?;
     let weights = fresh_weights(&config, 0)?;
-    LocalTeacher::new(Arc::new(Decoder::frozen(config, weights, build::precision(args.teacher_dtype))?))
+    let device = &devices.teacher.device;
+    let model = Decoder::frozen(config, weights, build::precision(args.teacher_dtype), device)?;
+    LocalTeacher::new(Arc::new(model), &devices.student.device)
 }
 
 /// Stands in for a cache: k distinct tokens from a random one on, of equal probability, and nothing in the tail.

@@ -71,10 +71,12 @@ seed = 7
 kind = "local"
 path = "/m/big"
 dtype = "f32"
+device = "cuda:1"
 [student]
 kind = "pruned"
 from = "/m/other"
 layers = [0, 3]
+device = "cpu"
 [data]
 train = ["a.jsonl", "/b.jsonl"]
 eval = "e.jsonl"
@@ -104,6 +106,7 @@ weight_decay = 0.1
 max_grad_norm = 0.5
 dtype = "bf16"
 checkpoint_activations = true
+tf32 = true
 [eval]
 every_steps = 9
 max_rows = 11
@@ -128,8 +131,8 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(short.train.length(), Length::Epochs(1));
     let teacher = place.path("conf/models/SmolLM2-135M-Instruct");
     let layers = vec![0, 1, 2, 6, 10, 14, 18, 22, 26, 29];
-    assert_eq!(short.student, StudentConfig::Pruned { from: teacher.clone(), layers });
-    assert_eq!(short.teacher, Some(TeacherConfig::Local { path: teacher, dtype: Dtype::F32 }));
+    assert_eq!(short.student.source, StudentSource::Pruned { from: teacher.clone(), layers });
+    assert_eq!(short.teacher, Some(TeacherConfig::Local { path: teacher, dtype: Dtype::F32, device: None }));
 }
 
 #[test]

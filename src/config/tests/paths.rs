@@ -6,8 +6,11 @@ use super::*;
 fn paths_in_the_file_start_at_its_folder_and_those_of_set_at_the_working_directory() {
     let place = Place::with(LEAST);
     let config = place.load(&[]).unwrap();
-    assert_eq!(config.teacher, Some(TeacherConfig::Local { path: place.path("conf/teacher"), dtype: Dtype::F32 }));
-    assert_eq!(config.student, StudentConfig::Local { path: place.path("conf/student") });
+    assert_eq!(
+        config.teacher,
+        Some(TeacherConfig::Local { path: place.path("conf/teacher"), dtype: Dtype::F32, device: None })
+    );
+    assert_eq!(config.student.source, StudentSource::Local { path: place.path("conf/student") });
     assert_eq!(config.data.train, [place.path("conf/train.jsonl")]);
     assert_eq!(config.output.dir, place.path("conf/out"));
     let set = [
@@ -19,8 +22,11 @@ fn paths_in_the_file_start_at_its_folder_and_those_of_set_at_the_working_directo
         "data.chat_template=c.jinja",
     ];
     let config = place.load(&set).unwrap();
-    assert_eq!(config.teacher, Some(TeacherConfig::Local { path: place.path("work/t"), dtype: Dtype::F32 }));
-    assert_eq!(config.student, StudentConfig::Local { path: place.path("work/s") });
+    assert_eq!(
+        config.teacher,
+        Some(TeacherConfig::Local { path: place.path("work/t"), dtype: Dtype::F32, device: None })
+    );
+    assert_eq!(config.student.source, StudentSource::Local { path: place.path("work/s") });
     assert_eq!(config.data.train, [place.path("work/a"), "/b".into()]);
     assert_eq!(config.data.eval, Some(place.path("work/e")));
     assert_eq!(config.output.dir, place.path("work/o"));
@@ -89,7 +95,7 @@ fn set_takes_any_type_and_the_last_one_wins() {
     let config = load_text(LEAST, &set).unwrap();
     assert_eq!((config.seed, config.loss.temperature, config.train.learning_rate), (2, 2.0, 3e-4));
     assert!(config.data.packing && config.train.max_time.is_some());
-    assert!(matches!(config.student, StudentConfig::Pruned { layers, .. } if layers == [0, 2]));
+    assert!(matches!(config.student.source, StudentSource::Pruned { layers, .. } if layers == [0, 2]));
 }
 
 #[test]

@@ -1,0 +1,52 @@
+//! A chunk of targets' logits on a GPU: each row of the student's is replaced by its gradient, a thread block per row.
+//!
+//! On the CPU the same is done row by row by [`crate::loss`]'s divergences, which are the reference.
+
+#[cfg(feature = "cuda")]
+mod cuda;
+
+use candle_core::{Result, Tensor, bail};
+
+/// What rows are multiplied by.
+#[derive(Debug, Clone, Copy)]
+pub struct RowScales {
+    /// 1 / T.
+    pub inverse_temperature: f32,
+    /// Of the divergence's gradient.
+    pub divergence: f32,
+    /// Of the cross-entropy's gradient; 0: it is only reported.
+    pub label: f32,
+}
+
+/// The teacher's word on the rows of a chunk.
+#[derive(Debug)]
+pub enum TeacherRows {
+    /// Logits `[n, V]`, of which the first min(V, student's V) count.
+    Logits(Tensor),
+    /// `[n, k]` token ids (u32) and log-probabilities at temperature 1, and `[n]` logs of what all others hold.
+    TopK { ids: Tensor, log_probabilities: Tensor, log_tails: Tensor },
+}
+
+/// What the rows said.
+#[derive(Debug)]
+pub struct RowSums {
+    /// `[n, 2]`: divergence and cross-entropy of each row, in nats.
+    pub sums: Tensor,
+    /// `[n]`: the teacher's log Σ exp (y / T), where it gave logits.
+    pub teacher_log_sum_exp: Option<Tensor>,
+}
+
+/// Forward KL. `student` `[n, V]` (f32, bf16 or f16; the teacher's logits alike) becomes scales.divergence / T · (q − p) +
+/// scales.label · (q₁ − label); `labels` `[n]`, u32.
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
+pub fn forward_kl_rows(teacher: &TeacherRows, student: &Tensor, labels: &Tensor, scales: RowScales) -> Result<RowSums> {
+    on_gpu!(student => cuda::forward_kl(teacher, student, labels, scales));
+    bail!("rows on the CPU go through the loss's own functions")
+}
+
+/// Cross-entropy alone: `student` becomes scale · (q − label).
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
+pub fn cross_entropy_rows(student: &Tensor, labels: &Tensor, scale: f32) -> Result<RowSums> {
+    on_gpu!(student => cuda::cross_entropy(student, labels, scale));
+    bail!("rows on the CPU go through the loss's own functions")
+}

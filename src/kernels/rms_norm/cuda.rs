@@ -1,0 +1,58 @@
+//! [`RmsNorm`] on a GPU.
+
+use candle_core::{Result, Tensor};
+
+use super::RmsNorm;
+use crate::kernels::cuda::{Grid, Module, empty, module};
+use crate::kernels::linear::cuda::{ROWS_PER_BLOCK, add_column_sums};
+
+const MODULE: Module = module!("rms_norm");
+/// Four rows, a warp each.
+const THREADS: usize = 128;
+
+fn rows_and_width(norm: &RmsNorm, x: &Tensor) -> Result<(usize, usize)> {
+    let width = norm.weight.dim(0)?;
+    Ok((x.elem_count() / width, width))
+}
+
+pub(super) fn forward(norm: &RmsNorm, x: &Tensor) -> Result<Tensor> {
+    let (rows, width) = rows_and_width(norm, x)?;
+    let y = empty(x.shape(), x.device())?;
+    let args = [x.into(), (&norm.weight).into(), (&y).into(), rows.into(), width.into(), (norm.epsilon as f32).into()];
+    MODULE.launch("rms_norm", Grid::new(rows.div_ceil(THREADS / 32), 1, THREADS as u32), &args)?;
+    Ok(y)
+}
+
+pub(super) fn backward(norm: &RmsNorm, x: &Tensor, dy: &Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
+    let (rows, width) = rows_and_width(norm, x)?;
+    let (dx, reciprocals) = (empty(x.shape(), x.device())?, empty(rows, x.device())?);
+    let args = [
+        x.into(),
+        (&norm.weight).into(),
+        dy.into(),
+        onto.unwrap_or(x).into(),
+        (&dx).into(),
+        (&reciprocals).into(),
+        rows.into(),
+        width.into(),
+        (norm.epsilon as f32).into(),
+        onto.is_some().into(),
+    ];
+    MODULE.launch("rms_norm_backward", Grid::new(rows.div_ceil(THREADS / 32), 1, THREADS as u32), &args)?;
+    if let Some(slot) = &norm.weight_grad {
+        let blocks = rows.div_ceil(ROWS_PER_BLOCK);
+        let partial = empty((blocks, width), x.device())?;
+        let args = [
+            x.into(),
+            dy.into(),
+            (&reciprocals).into(),
+            (&partial).into(),
+            rows.into(),
+            width.into(),
+            ROWS_PER_BLOCK.into(),
+        ];
+        MODULE.launch("rms_norm_weight", Grid::new(width.div_ceil(THREADS), blocks, THREADS as u32), &args)?;
+        add_column_sums(&partial, slot.tensor())?;
+    }
+    Ok(dx)
+}

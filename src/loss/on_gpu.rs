@@ -1,0 +1,101 @@
+//! [`Objective::run`] on a GPU: the same chunks, but their logits and gradients never leave it. What crosses are two sums
+//! per target.
+
+use candle_core::{Device, Tensor};
+
+use super::driver::{ChunkedLogits, StudentHead};
+use super::objective::{Objective, Output, checked_top_k, teacher_not_finite};
+use crate::corpus::Batch;
+use crate::error::{Error, Result};
+use crate::kernels::{Linear, RowScales, RowSums, TeacherRows, Weight, cross_entropy_rows};
+use crate::signal::{TeacherRow, TeacherSignal};
+
+impl Objective {
+    pub(super) fn run_on_gpu(
+        &self,
+        hidden: &Tensor,
+        head: &StudentHead,
+        signal: Option<&TeacherSignal>,
+        batch: &Batch,
+        scales: RowScales,
+    ) -> Result<Output> {
+        let (targets, vocab) = (hidden.dim(0)?, head.weight.dim(0)?);
+        let signal = match (&self.divergence, signal) {
+            (Some(_), None) => return Err(Error::run("a divergence was asked for without a teacher's signal")),
+            (None, _) => None,
+            (Some(_), signal) => signal,
+        };
+        // The head's backward pass is a layer's, the logits are f32 whatever it rounds to.
+        let layer = Linear {
+            weight: Weight::Dense(head.weight.clone()),
+            bias: None,
+            weight_grad: head.grad.cloned(),
+            bias_grad: None,
+        };
+        let teacher_width = signal.map_or(0, TeacherSignal::logits_per_target);
+        let limit = self.logits.rows_per_chunk.unwrap_or(ChunkedLogits::rows_on_gpu(vocab.max(teacher_width)));
+        let (mut d_hidden, mut sums, mut log_sums) = (vec![], vec![], vec![]);
+        for from in (0..targets).step_by(limit) {
+            let rows = limit.min(targets - from);
+            let chunk = hidden.narrow(0, from, rows)?;
+            let labels = Tensor::new(&batch.labels[from..from + rows], hidden.device())?;
+            let logits = layer.weight.logits(&chunk)?;
+            let said = match (&self.divergence, signal) {
+                (Some(divergence), Some(signal)) => {
+                    let teacher = teacher_rows(signal, batch, from, rows, vocab, hidden.device())?;
+                    divergence.rows_on_gpu(&teacher, &logits, &labels, scales)?
+                }
+                _ => cross_entropy_rows(&logits, &labels, scales.label)?,
+            };
+            let RowSums { sums: of_rows, teacher_log_sum_exp } = said;
+            sums.push(of_rows);
+            log_sums.extend(teacher_log_sum_exp);
+            d_hidden.push(layer.backward(&chunk, &logits, None, head.precision)?);
+        }
+        if targets == 0 {
+            let d_hidden = hidden.zeros_like()?;
+            return Ok(Output { sums: self.sums_of(&[]), d_hidden });
+        }
+        if !log_sums.is_empty() {
+            let log_sums: Vec<f32> = Tensor::cat(&log_sums, 0)?.to_vec1()?;
+            if let Some(n) = log_sums.iter().position(|x| !x.is_finite()) {
+                return Err(teacher_not_finite(batch, n));
+            }
+        }
+        let rows: Vec<Vec<f32>> = Tensor::cat(&sums, 0)?.to_vec2()?;
+        let rows: Vec<(f64, f64)> = rows.iter().map(|row| (row[0] as f64, row[1] as f64)).collect();
+        Ok(Output { sums: self.sums_of(&rows), d_hidden: Tensor::cat(&d_hidden, 0)? })
+    }
+}
+
+/// The teacher's rows of a chunk, on the device of the loss. A stored signal is checked before it goes there.
+fn teacher_rows(
+    signal: &TeacherSignal,
+    batch: &Batch,
+    from: usize,
+    rows: usize,
+    vocab: usize,
+    device: &Device,
+) -> Result<TeacherRows> {
+    Ok(match signal {
+        TeacherSignal::Hidden { states, head } => TeacherRows::Logits(head.logits(&states.narrow(0, from, rows)?)?),
+        TeacherSignal::Dense { logits, vocab_size } => {
+            let chunk = &logits[from * vocab_size..(from + rows) * vocab_size];
+            TeacherRows::Logits(Tensor::from_slice(chunk, (rows, *vocab_size), device)?)
+        }
+        TeacherSignal::TopK { ids, log_probabilities, log_tails, .. } => {
+            let k = ids.len() / log_tails.len().max(1);
+            for n in from..from + rows {
+                if let TeacherRow::TopK(row) = signal.row(n, &[], vocab) {
+                    checked_top_k(row, vocab, batch, n)?;
+                }
+            }
+            let range = from * k..(from + rows) * k;
+            TeacherRows::TopK {
+                ids: Tensor::from_slice(&ids[range.clone()], (rows, k), device)?,
+                log_probabilities: Tensor::from_slice(&log_probabilities[range], (rows, k), device)?,
+                log_tails: Tensor::from_slice(&log_tails[from..from + rows], rows, device)?,
+            }
+        }
+    })
+}

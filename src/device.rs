@@ -119,6 +119,37 @@ pub fn allow_tf32(allow: bool) {
     gpu::allow_tf32(allow);
 }
 
+/// The first GPU, for tests that also run on one. None where there is none: they are skipped, unless `REQUIRE_CUDA` is set.
+#[doc(hidden)]
+pub fn for_tests() -> Option<Device> {
+    match gpu::open(0) {
+        Ok(opened) => Some(opened.device),
+        Err(why) if gpu::BUILT && std::env::var_os("REQUIRE_CUDA").is_some() => panic!("REQUIRE_CUDA: {why}"),
+        Err(_) => None,
+    }
+}
+
+/// Makes tests of functions that take a device: one on the CPU and, in a build for GPUs, one on the first of them.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! on_every_device {
+    ($(fn $name:ident($device:ident) $body:block)+) => {
+        $(fn $name($device: &candle_core::Device) $body)+
+
+        mod on_the_cpu {
+            $(#[test] fn $name() { super::$name(&candle_core::Device::Cpu) })+
+        }
+
+        mod on_a_gpu {
+            $(#[test] fn $name() {
+                if let Some(device) = $crate::device::for_tests() {
+                    super::$name(&device);
+                }
+            })+
+        }
+    };
+}
+
 #[cfg(feature = "cuda")]
 mod gpu;
 

@@ -49,10 +49,10 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) })
 }
 
-#[test]
-fn logits_equal_transformers_for_every_family_and_variant() {
+distill::on_every_device! {
+fn logits_equal_transformers_for_every_family_and_variant(device) {
     for folder in variants() {
-        let model = Decoder::load(&folder, false, &Device::Cpu).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        let model = Decoder::load(&folder, false, device).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
         let (ids, want) = expected(&folder);
         let got = logits(&model, &model.hidden(&every_position(&ids)).unwrap());
         let difference = largest_difference(&got, &want);
@@ -60,10 +60,9 @@ fn logits_equal_transformers_for_every_family_and_variant() {
     }
 }
 
-#[test]
-fn generation_with_the_cache_gives_the_logits_of_a_whole_forward() {
+fn generation_with_the_cache_gives_the_logits_of_a_whole_forward(device) {
     for folder in variants() {
-        let model = Decoder::load(&folder, false, &Device::Cpu).unwrap();
+        let model = Decoder::load(&folder, false, device).unwrap();
         let (ids, want) = expected(&folder);
         let mut cache = KvCache::default();
         let vocab = model.config().vocab_size;
@@ -76,10 +75,9 @@ fn generation_with_the_cache_gives_the_logits_of_a_whole_forward() {
     }
 }
 
-#[test]
-fn rows_in_one_batch_do_not_see_each_other() {
+fn rows_in_one_batch_do_not_see_each_other(device) {
     for folder in variants() {
-        let model = Decoder::load(&folder, false, &Device::Cpu).unwrap();
+        let model = Decoder::load(&folder, false, device).unwrap();
         let (ids, want) = expected(&folder);
         let rows: Vec<Row> = [&ids[..5], &ids[..], &ids[..11]]
             .iter()
@@ -92,10 +90,9 @@ fn rows_in_one_batch_do_not_see_each_other() {
     }
 }
 
-#[test]
-fn every_trainable_tensor_gets_a_gradient_in_every_family() {
+fn every_trainable_tensor_gets_a_gradient_in_every_family(device) {
     for folder in variants() {
-        let model = Decoder::load(&folder, true, &Device::Cpu).unwrap();
+        let model = Decoder::load(&folder, true, device).unwrap();
         let (ids, _) = expected(&folder);
         let batch = every_position(&ids);
         let trace = model.trace(&batch, Keep::Activations, Precision::F32).unwrap();
@@ -111,4 +108,5 @@ fn every_trainable_tensor_gets_a_gradient_in_every_family() {
             );
         }
     }
+}
 }

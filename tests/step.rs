@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use distill::corpus::{Batch, Row, RowRef};
-use distill::kernels::{Precision, with_f32};
+use distill::kernels::Precision;
 use distill::loss::{ForwardKl, Objective, StudentHead};
 use distill::model::{Decoder, Keep};
 use distill::signal::{Needs, TeacherSignal};
@@ -85,9 +85,8 @@ fn stepper<'a>(teacher: &'a LocalTeacher, student: &'a Decoder, e: &Expected) ->
     }
 }
 
-fn teacher() -> LocalTeacher {
-    LocalTeacher::new(Arc::new(Decoder::load(&folder().join("teacher"), false, &Device::Cpu).unwrap()), &Device::Cpu)
-        .unwrap()
+fn teacher(device: &Device) -> LocalTeacher {
+    LocalTeacher::new(Arc::new(Decoder::load(&folder().join("teacher"), false, device).unwrap()), device).unwrap()
 }
 
 fn close(got: f64, want: f64, relative: f64, what: &str) {
@@ -98,16 +97,16 @@ fn gradients(student: &Decoder) -> Vec<(String, Vec<f32>)> {
     student
         .parameters()
         .iter()
-        .map(|p| (p.name.clone(), with_f32(p.grad.as_ref().unwrap().tensor(), <[f32]>::to_vec).unwrap()))
+        .map(|p| (p.name.clone(), p.grad.as_ref().unwrap().tensor().flatten_all().unwrap().to_vec1().unwrap()))
         .collect()
 }
 
-#[test]
-fn loss_and_every_gradient_equal_pytorch() {
-    let teacher = teacher();
+distill::on_every_device! {
+fn loss_and_every_gradient_equal_pytorch(device) {
+    let teacher = teacher(device);
     for name in STUDENTS {
         let (e, want) = golden(name);
-        let student = Decoder::load(&folder().join(name), true, &Device::Cpu).unwrap();
+        let student = Decoder::load(&folder().join(name), true, device).unwrap();
         let report = stepper(&teacher, &student, &e).accumulate(&micro(&steps()[0], 4)).unwrap();
         let n = report.sums.targets as f64;
         assert_eq!(report.sums.targets, e.targets[0]);
@@ -127,12 +126,11 @@ fn loss_and_every_gradient_equal_pytorch() {
     }
 }
 
-#[test]
-fn ten_adamw_steps_follow_pytorch() {
-    let teacher = teacher();
+fn ten_adamw_steps_follow_pytorch(device) {
+    let teacher = teacher(device);
     for name in STUDENTS {
         let e: Expected = json(&format!("expected_{name}.json"));
-        let student = Decoder::load(&folder().join(name), true, &Device::Cpu).unwrap();
+        let student = Decoder::load(&folder().join(name), true, device).unwrap();
         let mut stepper = stepper(&teacher, &student, &e);
         let schedule = Schedule {
             learning_rate: e.peak_learning_rate,
@@ -149,13 +147,12 @@ fn ten_adamw_steps_follow_pytorch() {
     }
 }
 
-#[test]
-fn gradients_do_not_depend_on_micro_batches_or_chunks() {
-    let teacher = teacher();
+fn gradients_do_not_depend_on_micro_batches_or_chunks(device) {
+    let teacher = teacher(device);
     let e: Expected = json("expected_student.json");
     let rows: Vec<Row> = steps().into_iter().take(2).flatten().collect();
     let run = |size: usize, chunk: usize| {
-        let student = Decoder::load(&folder().join("student"), true, &Device::Cpu).unwrap();
+        let student = Decoder::load(&folder().join("student"), true, device).unwrap();
         let mut stepper = stepper(&teacher, &student, &e);
         stepper.objective = stepper.objective.with_rows_per_chunk(chunk);
         let report = stepper.accumulate(&micro(&rows, size)).unwrap();
@@ -173,12 +170,11 @@ fn gradients_do_not_depend_on_micro_batches_or_chunks() {
     }
 }
 
-#[test]
-fn running_blocks_again_instead_of_keeping_them_gives_the_same_bits() {
-    let teacher = teacher();
+fn running_blocks_again_instead_of_keeping_them_gives_the_same_bits(device) {
+    let teacher = teacher(device);
     let e: Expected = json("expected_student.json");
     let run = |keep: Keep| {
-        let student = Decoder::load(&folder().join("student"), true, &Device::Cpu).unwrap();
+        let student = Decoder::load(&folder().join("student"), true, device).unwrap();
         let mut stepper = stepper(&teacher, &student, &e);
         stepper.keep = keep;
         stepper.accumulate(&micro(&steps()[0], 4)).unwrap();
@@ -187,12 +183,11 @@ fn running_blocks_again_instead_of_keeping_them_gives_the_same_bits() {
     assert!(run(Keep::Activations) == run(Keep::Inputs));
 }
 
-#[test]
-fn a_student_in_bf16_has_the_loss_within_2e4_and_its_gradient_within_a_percent() {
-    let teacher = teacher();
+fn a_student_in_bf16_has_the_loss_within_2e4_and_its_gradient_within_a_percent(device) {
+    let teacher = teacher(device);
     for name in STUDENTS {
         let (e, want) = golden(name);
-        let student = Decoder::load(&folder().join(name), true, &Device::Cpu).unwrap();
+        let student = Decoder::load(&folder().join(name), true, device).unwrap();
         let mut stepper = stepper(&teacher, &student, &e);
         stepper.precision = Precision::Bf16;
         let report = stepper.accumulate(&micro(&steps()[0], 4)).unwrap();
@@ -208,11 +203,10 @@ fn a_student_in_bf16_has_the_loss_within_2e4_and_its_gradient_within_a_percent()
     }
 }
 
-#[test]
-fn dense_logits_and_hidden_states_with_a_head_teach_the_same() {
-    let teacher = teacher();
+fn dense_logits_and_hidden_states_with_a_head_teach_the_same(device) {
+    let teacher = teacher(device);
     let e: Expected = json("expected_student.json");
-    let student = Decoder::load(&folder().join("student"), true, &Device::Cpu).unwrap();
+    let student = Decoder::load(&folder().join("student"), true, device).unwrap();
     let batch = Batch::new(&steps()[0]);
     let n = batch.valid_tokens();
     let hidden = teacher.signal(&batch, &Needs { full_distribution: true }).unwrap();
@@ -238,13 +232,13 @@ fn dense_logits_and_hidden_states_with_a_head_teach_the_same() {
     }
 }
 
-#[test]
-fn a_batch_without_targets_gives_zeros() {
-    let teacher = teacher();
+fn a_batch_without_targets_gives_zeros(device) {
+    let teacher = teacher(device);
     let e: Expected = json("expected_student.json");
-    let student = Decoder::load(&folder().join("student"), true, &Device::Cpu).unwrap();
+    let student = Decoder::load(&folder().join("student"), true, device).unwrap();
     let mut row = steps()[0][0].clone();
     row.targets.fill(false);
     let report = stepper(&teacher, &student, &e).accumulate(&[Batch::new(&[row])]).unwrap();
     assert_eq!((report.loss, report.grad_norm, report.sums.targets), (0.0, 0.0, 0));
+}
 }

@@ -1,4 +1,5 @@
-//! Every op against the same arithmetic composed from candle's own differentiable operations.
+//! Every op against the same arithmetic composed from candle's own differentiable operations, on the CPU and, where there is
+//! one, on a GPU.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::ops;
@@ -18,12 +19,21 @@ fn noise(shape: &[usize], seed: u32) -> Tensor {
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
+fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// [`noise`] on a device.
+fn noise_on(device: &Device, shape: &[usize], seed: u32) -> Tensor {
+    noise(shape, seed).to_device(device).unwrap()
+}
+
 fn assert_close(got: &Tensor, want: &Tensor, what: &str) {
     assert_eq!(got.dims(), want.dims(), "{what}");
-    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let (got, want) = (values(got), values(want));
     let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     for (g, w) in got.iter().zip(&want) {
+        // NaN is not close to anything.
         assert!((g - w).abs() <= 1e-5 * largest + 1e-6, "{what}: {g} instead of {w}, of at most {largest}");
     }
 }
@@ -36,16 +46,18 @@ fn gradient(slot: &GradSlot) -> Tensor {
     slot.tensor().copy().unwrap()
 }
 
-/// Compares the output and every input's gradient of a kernel with those of the `composed` graph. `fused` returns the
-/// output and, given ∂y, the gradients of its inputs.
+/// Compares the output and every input's gradient of a kernel on `device` with those of the `composed` graph on the CPU.
+/// `fused` returns the output and, given ∂y, the gradients of its inputs.
 fn agree(
+    device: &Device,
     what: &str,
     inputs: &[Tensor],
     fused: impl Fn(&[Tensor], &dyn Fn(&Tensor) -> Tensor) -> Result<(Tensor, Vec<Tensor>)>,
     composed: impl Fn(&[Var]) -> Result<Tensor>,
 ) {
     let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
-    let (got, gradients) = fused(inputs, &upstream).unwrap();
+    let there: Vec<Tensor> = inputs.iter().map(|t| t.to_device(device).unwrap()).collect();
+    let (got, gradients) = fused(&there, &upstream).unwrap();
     let want = composed(&vars).unwrap();
     assert_close(&got, &want, what);
     let upstream = upstream(&want);
@@ -57,139 +69,7 @@ fn agree(
 
 /// ∂y for an output.
 fn upstream(y: &Tensor) -> Tensor {
-    noise(y.dims(), 99)
-}
-
-#[test]
-fn linear_equals_the_composed_product_with_and_without_bias() {
-    for (rows, inner, outer) in [(1, 1, 1), (3, 5, 7), (33, 64, 17), (300, 40, 130)] {
-        let (x, w, b) = (noise(&[rows, inner], 1), noise(&[outer, inner], 2), noise(&[outer], 3));
-        for bias in [None, Some(b.clone())] {
-            let (dw, db) = (slot(&w), slot(&b));
-            let layer = Linear {
-                weight: Weight::Dense(w.clone()),
-                bias: bias.clone(),
-                weight_grad: Some(dw.clone()),
-                bias_grad: bias.as_ref().map(|_| db.clone()),
-            };
-            let (wv, bv) = (Var::from_tensor(&w).unwrap(), Var::from_tensor(&b).unwrap());
-            let reference = |x: &Tensor| -> Result<Tensor> {
-                let y = x.matmul(&wv.t()?)?;
-                if bias.is_some() { y.broadcast_add(bv.as_tensor()) } else { Ok(y) }
-            };
-            let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
-                let y = layer.forward(&v[0], Precision::F32)?;
-                let dx = layer.backward(&v[0], &dy(&y), None, Precision::F32)?;
-                Ok((y, vec![dx]))
-            };
-            agree("linear", std::slice::from_ref(&x), fused, |v| reference(&v[0]));
-            let want = (reference(&x).unwrap() * noise(&[rows, outer], 99)).unwrap().sum_all().unwrap();
-            let want = want.backward().unwrap();
-            assert_close(&gradient(&dw), want.get(&wv).unwrap(), "dW");
-            if bias.is_some() {
-                assert_close(&gradient(&db), want.get(&bv).unwrap(), "db");
-            }
-        }
-    }
-}
-
-#[test]
-fn linear_in_bf16_is_within_a_percent_of_f32_forward_and_backward() {
-    for (rows, inner, outer) in [(3, 5, 7), (33, 64, 17), (301, 41, 130)] {
-        let (x, w, dy) = (noise(&[rows, inner], 1), noise(&[outer, inner], 2), noise(&[rows, outer], 3));
-        let run = |precision: Precision| {
-            let dw = slot(&w);
-            let weight = Weight::Dense(w.clone());
-            let layer = Linear { weight, bias: None, weight_grad: Some(dw.clone()), bias_grad: None };
-            let y = layer.forward(&x, precision).unwrap();
-            let dx = layer.backward(&x, &dy, None, precision).unwrap();
-            [y, dx, gradient(&dw)]
-        };
-        for (half, full) in run(Precision::Bf16).iter().zip(run(Precision::F32)) {
-            let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-            assert!(norm(&(half - &full).unwrap()) <= 0.01 * norm(&full));
-        }
-    }
-}
-
-#[test]
-fn weight_gradients_accumulate_over_calls_and_frozen_layers_have_none() {
-    let (x, w) = (noise(&[4, 3], 1), noise(&[2, 3], 2));
-    let dw = slot(&w);
-    let mut layer =
-        Linear { weight: Weight::Dense(w.clone()), bias: None, weight_grad: Some(dw.clone()), bias_grad: None };
-    let run = |layer: &Linear| layer.backward(&x, &noise(&[4, 2], 5), None, Precision::F32).unwrap();
-    run(&layer);
-    let once = gradient(&dw);
-    run(&layer);
-    assert_close(&gradient(&dw), &(&once * 2.0).unwrap(), "two calls");
-    layer.weight_grad = None;
-    run(&layer);
-    assert_close(&gradient(&dw), &(&once * 2.0).unwrap(), "a frozen call");
-}
-
-#[test]
-fn rms_norm_equals_the_composed_formula_on_rows_and_on_heads() {
-    for (rows, width, heads) in [(1, 4, 1), (7, 33, 1), (50, 64, 1), (5, 8, 3)] {
-        let (x, w) = (noise(&[rows, heads * width], 1), noise(&[width], 2));
-        let dw = slot(&w);
-        let norm = RmsNorm { weight: w.clone(), epsilon: 1e-5, weight_grad: Some(dw.clone()) };
-        let wv = Var::from_tensor(&w).unwrap();
-        let reference = |x: &Tensor| -> Result<Tensor> {
-            let x3 = x.reshape((rows, heads, width))?;
-            let mean = (x3.sqr()?.mean_keepdim(D::Minus1)? + 1e-5)?;
-            x3.broadcast_div(&mean.sqrt()?)?.broadcast_mul(wv.as_tensor())?.reshape((rows, heads * width))
-        };
-        let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
-            let y = norm.forward(&v[0])?;
-            let dx = norm.backward(&v[0], &dy(&y), None)?;
-            Ok((y, vec![dx]))
-        };
-        agree("rms_norm", std::slice::from_ref(&x), fused, |v| reference(&v[0]));
-        let onto = norm.backward(&x, &noise(x.dims(), 99), Some(&x)).unwrap();
-        norm.weight_grad.as_ref().unwrap().clear().unwrap();
-        assert_close(
-            &(onto - norm.backward(&x, &noise(x.dims(), 99), None).unwrap()).unwrap(),
-            &x,
-            "added to a residual",
-        );
-        let want = (reference(&x).unwrap() * noise(x.dims(), 99)).unwrap().sum_all().unwrap().backward().unwrap();
-        assert_close(&gradient(&dw), want.get(&wv).unwrap(), "dw");
-    }
-}
-
-#[test]
-fn swiglu_equals_the_composed_formula() {
-    for shape in [[1, 1], [3, 37], [40, 1000]] {
-        let inputs = [(noise(&shape, 1) * 6.0).unwrap(), noise(&shape, 2)];
-        let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
-            let y = swiglu(&v[0], &v[1])?;
-            let (d_gate, d_up) = swiglu_backward(&v[0], &v[1], &dy(&y))?;
-            Ok((y, vec![d_gate, d_up]))
-        };
-        agree("swiglu", &inputs, fused, |v| v[0].silu()? * v[1].as_tensor());
-    }
-}
-
-#[test]
-fn rope_equals_candles_differentiable_rope_at_any_position() {
-    let (rows, heads, d) = (9, 3, 8);
-    let frequencies: Vec<f32> = (0..d / 2).map(|i| 100f32.powf(-(2.0 * i as f32) / d as f32)).collect();
-    let positions: Vec<u32> = (0..rows as u32).map(|p| p * 5 % 11).collect();
-    let angles: Vec<f32> = positions.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f)).collect();
-    let angles = Tensor::from_vec(angles, (rows, d / 2), &Device::Cpu).unwrap();
-    let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
-    let rope = Rope::new(&positions, &frequencies, &Device::Cpu).unwrap();
-    let composed = |x: &Tensor| {
-        let x = x.reshape((1, rows, heads, d))?.transpose(1, 2)?.contiguous()?;
-        candle_nn::rotary_emb::rope_slow(&x, &cos, &sin)?.transpose(1, 2)?.reshape((rows, heads * d))
-    };
-    let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
-        let y = rope.forward(&v[0])?;
-        let dx = rope.backward(&dy(&y))?;
-        Ok((y, vec![dx]))
-    };
-    agree("rope", &[noise(&[rows, heads * d], 4)], fused, |v| composed(&v[0]));
+    noise(y.dims(), 99).to_device(y.device()).unwrap()
 }
 
 /// Attention of one head over one span, with a mask of ordinary operations.
@@ -220,7 +100,7 @@ fn composed_attention(shape: &AttentionShape, spans: &[Span], v: &[Var]) -> Resu
     Tensor::cat(&rows, 0)
 }
 
-fn attention_agrees(shape: AttentionShape, spans: &[Span], queries: usize, keys: usize, what: &str) {
+fn attention_agrees(device: &Device, shape: AttentionShape, spans: &[Span], queries: usize, keys: usize, what: &str) {
     let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let inputs = [noise(&[queries, wide], 1), noise(&[keys, narrow], 2), noise(&[keys, narrow], 3)];
     let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
@@ -229,11 +109,139 @@ fn attention_agrees(shape: AttentionShape, spans: &[Span], queries: usize, keys:
         let gradients = shape.backward(&spans, (&v[0], &v[1], &v[2]), (&y, &lse), &dy(&y))?;
         Ok((y, gradients.to_vec()))
     };
-    agree(what, &inputs, fused, |v| composed_attention(&shape, spans, v));
+    agree(device, what, &inputs, fused, |v| composed_attention(&shape, spans, v));
 }
 
-#[test]
-fn attention_equals_the_composed_graph_for_every_grouping_window_and_row_length() {
+crate::on_every_device! {
+fn linear_equals_the_composed_product_with_and_without_bias(device) {
+    for (rows, inner, outer) in [(1, 1, 1), (3, 5, 7), (33, 64, 17), (300, 40, 130)] {
+        let (x, w, b) = (noise(&[rows, inner], 1), noise(&[outer, inner], 2), noise(&[outer], 3));
+        for bias in [None, Some(b.clone())] {
+            let there = |t: &Tensor| t.to_device(device).unwrap();
+            let (dw, db) = (slot(&there(&w)), slot(&there(&b)));
+            let layer = Linear {
+                weight: Weight::Dense(there(&w)),
+                bias: bias.as_ref().map(there),
+                weight_grad: Some(dw.clone()),
+                bias_grad: bias.as_ref().map(|_| db.clone()),
+            };
+            let (wv, bv) = (Var::from_tensor(&w).unwrap(), Var::from_tensor(&b).unwrap());
+            let reference = |x: &Tensor| -> Result<Tensor> {
+                let y = x.matmul(&wv.t()?)?;
+                if bias.is_some() { y.broadcast_add(bv.as_tensor()) } else { Ok(y) }
+            };
+            let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
+                let y = layer.forward(&v[0], Precision::F32)?;
+                let dx = layer.backward(&v[0], &dy(&y), None, Precision::F32)?;
+                Ok((y, vec![dx]))
+            };
+            agree(device, "linear", std::slice::from_ref(&x), fused, |v| reference(&v[0]));
+            let want = (reference(&x).unwrap() * noise(&[rows, outer], 99)).unwrap().sum_all().unwrap();
+            let want = want.backward().unwrap();
+            assert_close(&gradient(&dw), want.get(&wv).unwrap(), "dW");
+            if bias.is_some() {
+                assert_close(&gradient(&db), want.get(&bv).unwrap(), "db");
+            }
+        }
+    }
+}
+
+fn linear_in_bf16_is_within_a_percent_of_f32_forward_and_backward(device) {
+    for (rows, inner, outer) in [(3, 5, 7), (33, 64, 17), (301, 41, 130)] {
+        let on = |shape: &[usize], seed| noise_on(device, shape, seed);
+        let (x, w, dy) = (on(&[rows, inner], 1), on(&[outer, inner], 2), on(&[rows, outer], 3));
+        let run = |precision: Precision| {
+            let dw = slot(&w);
+            let weight = Weight::Dense(w.clone());
+            let layer = Linear { weight, bias: None, weight_grad: Some(dw.clone()), bias_grad: None };
+            let y = layer.forward(&x, precision).unwrap();
+            let dx = layer.backward(&x, &dy, None, precision).unwrap();
+            [y, dx, gradient(&dw)]
+        };
+        for (half, full) in run(Precision::Bf16).iter().zip(run(Precision::F32)) {
+            let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+            assert!(norm(&(half - &full).unwrap()) <= 0.01 * norm(&full));
+        }
+    }
+}
+
+fn weight_gradients_accumulate_over_calls_and_frozen_layers_have_none(device) {
+    let (x, w) = (noise_on(device, &[4, 3], 1), noise_on(device, &[2, 3], 2));
+    let dw = slot(&w);
+    let mut layer =
+        Linear { weight: Weight::Dense(w.clone()), bias: None, weight_grad: Some(dw.clone()), bias_grad: None };
+    let run = |layer: &Linear| layer.backward(&x, &noise_on(device, &[4, 2], 5), None, Precision::F32).unwrap();
+    run(&layer);
+    let once = gradient(&dw);
+    run(&layer);
+    assert_close(&gradient(&dw), &(&once * 2.0).unwrap(), "two calls");
+    layer.weight_grad = None;
+    run(&layer);
+    assert_close(&gradient(&dw), &(&once * 2.0).unwrap(), "a frozen call");
+}
+
+fn rms_norm_equals_the_composed_formula_on_rows_and_on_heads(device) {
+    for (rows, width, heads) in [(1, 4, 1), (7, 33, 1), (50, 64, 1), (5, 8, 3)] {
+        let (x, w) = (noise(&[rows, heads * width], 1), noise(&[width], 2));
+        let (x_there, w_there) = (x.to_device(device).unwrap(), w.to_device(device).unwrap());
+        let dw = slot(&w_there);
+        let norm = RmsNorm { weight: w_there, epsilon: 1e-5, weight_grad: Some(dw.clone()) };
+        let wv = Var::from_tensor(&w).unwrap();
+        let reference = |x: &Tensor| -> Result<Tensor> {
+            let x3 = x.reshape((rows, heads, width))?;
+            let mean = (x3.sqr()?.mean_keepdim(D::Minus1)? + 1e-5)?;
+            x3.broadcast_div(&mean.sqrt()?)?.broadcast_mul(wv.as_tensor())?.reshape((rows, heads * width))
+        };
+        let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
+            let y = norm.forward(&v[0])?;
+            let dx = norm.backward(&v[0], &dy(&y), None)?;
+            Ok((y, vec![dx]))
+        };
+        agree(device, "rms_norm", std::slice::from_ref(&x), fused, |v| reference(&v[0]));
+        let once = gradient(&dw);
+        let dy = upstream(&x_there);
+        let onto = norm.backward(&x_there, &dy, Some(&x_there)).unwrap();
+        assert_close(&(gradient(&dw) - &once).unwrap(), &once, "dw of two calls");
+        let alone = norm.backward(&x_there, &dy, None).unwrap();
+        assert_close(&(onto - alone).unwrap(), &x, "added to a residual");
+        let want = (reference(&x).unwrap() * noise(x.dims(), 99)).unwrap().sum_all().unwrap().backward().unwrap();
+        assert_close(&once, want.get(&wv).unwrap(), "dw");
+    }
+}
+
+fn swiglu_equals_the_composed_formula(device) {
+    for shape in [[1, 1], [3, 37], [40, 1000]] {
+        let inputs = [(noise(&shape, 1) * 6.0).unwrap(), noise(&shape, 2)];
+        let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
+            let y = swiglu(&v[0], &v[1])?;
+            let (d_gate, d_up) = swiglu_backward(&v[0], &v[1], &dy(&y))?;
+            Ok((y, vec![d_gate, d_up]))
+        };
+        agree(device, "swiglu", &inputs, fused, |v| v[0].silu()? * v[1].as_tensor());
+    }
+}
+
+fn rope_equals_candles_differentiable_rope_at_any_position(device) {
+    let (rows, heads, d) = (9, 3, 8);
+    let frequencies: Vec<f32> = (0..d / 2).map(|i| 100f32.powf(-(2.0 * i as f32) / d as f32)).collect();
+    let positions: Vec<u32> = (0..rows as u32).map(|p| p * 5 % 11).collect();
+    let angles: Vec<f32> = positions.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f)).collect();
+    let angles = Tensor::from_vec(angles, (rows, d / 2), &Device::Cpu).unwrap();
+    let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+    let rope = Rope::new(&positions, &frequencies, device).unwrap();
+    let composed = |x: &Tensor| {
+        let x = x.reshape((1, rows, heads, d))?.transpose(1, 2)?.contiguous()?;
+        candle_nn::rotary_emb::rope_slow(&x, &cos, &sin)?.transpose(1, 2)?.reshape((rows, heads * d))
+    };
+    let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
+        let y = rope.forward(&v[0])?;
+        let dx = rope.backward(&dy(&y))?;
+        Ok((y, vec![dx]))
+    };
+    agree(device, "rope", &[noise(&[rows, heads * d], 4)], fused, |v| composed(&v[0]));
+}
+
+fn attention_equals_the_composed_graph_for_every_grouping_window_and_row_length(device) {
     let lengths: [&[usize]; 3] = [&[1], &[5, 1, 70], &[150, 3]];
     for (heads, kv_heads, head_dim) in [(1, 1, 4), (4, 2, 8), (6, 2, 6), (3, 1, 16)] {
         for window in [None, Some(1), Some(4), Some(90)] {
@@ -245,65 +253,63 @@ fn attention_equals_the_composed_graph_for_every_grouping_window_and_row_length(
                     Span { q: start - n..start, k: start - n..start }
                 };
                 let spans: Vec<Span> = lengths.iter().map(span).collect();
-                attention_agrees(shape, &spans, start, start, &format!("attention {shape:?} over {lengths:?}"));
+                attention_agrees(device, shape, &spans, start, start, &format!("attention {shape:?} over {lengths:?}"));
             }
         }
     }
 }
 
-#[test]
-fn attention_of_chosen_queries_adds_up_over_the_keys_they_share() {
+fn attention_of_chosen_queries_adds_up_over_the_keys_they_share(device) {
     // Two runs of one row, and a row with one query: keys overlap, and some are never asked for.
     let spans = [Span { q: 0..3, k: 0..5 }, Span { q: 3..80, k: 0..90 }, Span { q: 80..81, k: 95..103 }];
     for window in [None, Some(7)] {
         let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window };
-        attention_agrees(shape, &spans, 81, 110, &format!("runs with window {window:?}"));
+        attention_agrees(device, shape, &spans, 81, 110, &format!("runs with window {window:?}"));
     }
 }
 
-#[test]
-fn attention_of_many_single_queries_shares_the_gradients_of_their_keys() {
+fn attention_of_many_single_queries_shares_the_gradients_of_their_keys(device) {
     let spans: Vec<Span> = (0..40).map(|i| Span { q: i..i + 1, k: 0..2 * i + 1 }).collect();
     let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 8, window: None };
-    attention_agrees(shape, &spans, 40, 80, "single queries");
+    attention_agrees(device, shape, &spans, 40, 80, "single queries");
 }
 
-#[test]
-fn linear_adds_onto_a_residual_and_onto_a_gradient() {
-    let (x, w, b, dy) = (noise(&[9, 6], 1), noise(&[5, 6], 2), noise(&[5], 3), noise(&[9, 5], 4));
-    let (weight, residual) = (Weight::Dense(w), noise(&[9, 5], 5));
+fn linear_adds_onto_a_residual_and_onto_a_gradient(device) {
+    let on = |shape: &[usize], seed| noise_on(device, shape, seed);
+    let (x, w, b, dy) = (on(&[9, 6], 1), on(&[5, 6], 2), on(&[5], 3), on(&[9, 5], 4));
+    let (weight, residual) = (Weight::Dense(w), on(&[9, 5], 5));
     let layer = Linear { weight, bias: Some(b), weight_grad: None, bias_grad: None };
     let alone = layer.forward(&x, Precision::F32).unwrap();
     let onto = layer.forward_onto(&x, &residual, Precision::F32).unwrap();
     assert_close(&onto, &(alone + &residual).unwrap(), "residual");
     let alone = layer.backward(&x, &dy, None, Precision::F32).unwrap();
-    let before = noise(&[9, 6], 6);
+    let before = on(&[9, 6], 6);
     let onto = layer.backward(&x, &dy, Some(before.copy().unwrap()), Precision::F32).unwrap();
     assert_close(&onto, &(alone + before).unwrap(), "gradient");
 }
 
-#[test]
-fn attention_over_cached_keys_equals_the_end_of_a_whole_row() {
+fn attention_over_cached_keys_equals_the_end_of_a_whole_row(device) {
     let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window: Some(20) };
     let n = 90;
-    let (q, k, v) = (noise(&[n, 32], 1), noise(&[n, 16], 2), noise(&[n, 16], 3));
+    let on = |shape: &[usize], seed| noise_on(device, shape, seed);
+    let (q, k, v) = (on(&[n, 32], 1), on(&[n, 16], 2), on(&[n, 16], 3));
     let (whole, _) =
-        shape.forward(&Spans::new(vec![Span { q: 0..n, k: 0..n }], &Device::Cpu).unwrap(), &q, &k, &v).unwrap();
+        shape.forward(&Spans::new(vec![Span { q: 0..n, k: 0..n }], device).unwrap(), &q, &k, &v).unwrap();
     let end = q.narrow(0, n - 5, 5).unwrap();
     let (last, _) =
-        shape.forward(&Spans::new(vec![Span { q: 0..5, k: 0..n }], &Device::Cpu).unwrap(), &end, &k, &v).unwrap();
+        shape.forward(&Spans::new(vec![Span { q: 0..5, k: 0..n }], device).unwrap(), &end, &k, &v).unwrap();
     assert_close(&last, &whole.narrow(0, n - 5, 5).unwrap(), "the last five queries");
 }
 
-#[test]
-fn embedding_rows_are_gathered_and_scattered_in_place() {
-    let table = Tensor::new(&[[0.0f32, 1.0], [10.0, 11.0], [20.0, 21.0]], &Device::Cpu).unwrap();
+fn embedding_rows_are_gathered_and_scattered_in_place(device) {
+    let table = Tensor::new(&[[0.0f32, 1.0], [10.0, 11.0], [20.0, 21.0]], device).unwrap();
     let rows = gather(&table, &[2, 0, 2]).unwrap();
     assert_eq!(rows.to_vec2::<f32>().unwrap(), [[20.0, 21.0], [0.0, 1.0], [20.0, 21.0]]);
     let sums = table.zeros_like().unwrap();
-    let rows = Tensor::new(&[[1.0f32, 2.0], [3.0, 4.0], [5.0, 6.0]], &Device::Cpu).unwrap();
+    let rows = Tensor::new(&[[1.0f32, 2.0], [3.0, 4.0], [5.0, 6.0]], device).unwrap();
     add_rows(&sums, &[2, 0, 2], &rows).unwrap();
     assert_eq!(sums.to_vec2::<f32>().unwrap(), [[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]]);
+}
 }
 
 #[test]

@@ -9,6 +9,8 @@ mod driver;
 mod forward_kl;
 mod objective;
 mod on_gpu;
+#[cfg(test)]
+mod on_gpu_tests;
 mod row;
 
 pub use cross_entropy::cross_entropy_row;

@@ -1,15 +1,15 @@
 //! Attention on a GPU: the host cuts spans into tiles of queries and of keys, a thread block takes a tile of a head.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{AttentionShape, Span, Spans, extent};
 use crate::kernels::cuda::{Arg, Grid, Module, empty, module, upload};
 
 const MODULE: Module = module!("attention");
 
-/// TILE_Q, TILE_K and the threads of a block, as attention.cu has them.
-const TILE_QUERIES: usize = 16;
-const TILE_KEYS: usize = 16;
+/// TILE, OTHERS and the threads of a block, as attention.cu has them.
+const TILE: usize = 16;
+const OTHERS: usize = 32;
 const THREADS: u32 = 128;
 
 /// Spans as the kernels read them: see attention.cu.
@@ -29,16 +29,16 @@ impl Tables {
         }
         let mut tiles = vec![];
         for span in spans {
-            for first in (0..span.q.len()).step_by(TILE_QUERIES) {
-                let count = TILE_QUERIES.min(span.q.len() - first);
+            for first in (0..span.q.len()).step_by(TILE) {
+                let count = TILE.min(span.q.len() - first);
                 tiles.push([span.q.start + first, count, span.k.start, first + 1 + span.k.len() - span.q.len()]);
             }
         }
         let (mut key_tiles, mut ends, mut before) = (vec![], vec![], 0);
         for row in spans.chunk_by(|a, b| a.k.start == b.k.start) {
             let keys = extent(row).1;
-            for first in (0..keys.len()).step_by(TILE_KEYS) {
-                key_tiles.push([keys.start, first, TILE_KEYS.min(keys.len() - first), before]);
+            for first in (0..keys.len()).step_by(TILE) {
+                key_tiles.push([keys.start, first, TILE.min(keys.len() - first), before]);
                 ends.push((before + row.len()) as u32);
             }
             before += row.len();
@@ -59,6 +59,18 @@ fn tables(spans: &Spans) -> Result<&Tables> {
 }
 
 impl AttentionShape {
+    /// The kernel for heads of this size, over `tiles` of `heads` heads; `held` tensors' rows stay in shared memory.
+    fn launch(&self, kernel: &str, tiles: usize, heads: usize, held: usize, args: &[&[Arg]]) -> Result<()> {
+        let d = self.head_dim;
+        let largest = match [64, 128, 256].into_iter().find(|&largest| d <= largest) {
+            Some(largest) => largest,
+            None => bail!("heads of {d} dimensions; the GPU's attention takes up to 256"),
+        };
+        let shared = (held * TILE * d + 2 * OTHERS * (d + 1)) * size_of::<f32>();
+        let grid = Grid { shared, ..Grid::new(tiles, heads, THREADS) };
+        MODULE.launch(&format!("{kernel}_{largest}"), grid, &[&args.concat()[..], &self.arguments()].concat())
+    }
+
     /// heads, kv_heads, head_dim, window and scale, as every kernel's last arguments.
     fn arguments(&self) -> [Arg<'static>; 5] {
         let window = self.window.unwrap_or(0);
@@ -69,11 +81,7 @@ impl AttentionShape {
         let tables = tables(spans)?;
         let (out, lse) = (empty(q.shape(), q.device())?, empty((q.dim(0)?, self.heads), q.device())?);
         let tensors: [Arg; 6] = [q.into(), k.into(), v.into(), (&out).into(), (&lse).into(), (&tables.tiles).into()];
-        let grid = Grid {
-            shared: shared_bytes(self.head_dim),
-            ..Grid::new(tables.tiles.elem_count() / 4, self.heads, THREADS)
-        };
-        MODULE.launch("attention_forward", grid, &[&tensors[..], &self.arguments()].concat())?;
+        self.launch("attention_forward", tables.tiles.elem_count() / 4, self.heads, 1, &[&tensors])?;
         Ok((out, lse))
     }
 
@@ -96,11 +104,9 @@ impl AttentionShape {
             &args,
         )?;
         let common: [Arg; 6] = [q.into(), k.into(), v.into(), dout.into(), lse.into(), (&delta).into()];
-        let shared = shared_bytes(self.head_dim);
-        let grid = Grid { shared, ..Grid::new(tables.tiles.elem_count() / 4, self.heads, THREADS) };
         let own = [Arg::from(&dq), (&tables.tiles).into()];
-        MODULE.launch("attention_backward_queries", grid, &[&common[..], &own, &self.arguments()].concat())?;
-        let grid = Grid { shared, ..Grid::new(tables.key_tile_ends.elem_count(), self.kv_heads, THREADS) };
+        let tiles = tables.tiles.elem_count() / 4;
+        self.launch("attention_backward_queries", tiles, self.heads, 2, &[&common, &own])?;
         let own: [Arg; 5] = [
             (&dk).into(),
             (&dv).into(),
@@ -108,12 +114,8 @@ impl AttentionShape {
             (&tables.key_tile_ends).into(),
             (&tables.spans).into(),
         ];
-        MODULE.launch("attention_backward_keys", grid, &[&common[..], &own, &self.arguments()].concat())?;
+        let tiles = tables.key_tile_ends.elem_count();
+        self.launch("attention_backward_keys", tiles, self.kv_heads, 2, &[&common, &own])?;
         Ok([dq, dk, dv])
     }
-}
-
-/// Dynamic shared memory of the three kernels, as attention.cu says.
-fn shared_bytes(_head_dim: usize) -> usize {
-    0
 }

@@ -46,7 +46,7 @@ pub(super) fn forward_kl(
             let tensors =
                 [ids.into(), log_probabilities.into(), log_tails.into(), student.into(), labels.into(), (&sums).into()];
             let (name, counts) = (named("forward_kl_top_k", student)?, [vocab.into(), k.into()]);
-            let grid = Grid { shared: 0, ..Grid::new(rows, 1, THREADS) };
+            let grid = Grid { shared: k * size_of::<f32>(), ..Grid::new(rows, 1, THREADS) };
             MODULE.launch(&name, grid, &[&tensors[..], &counts, &scalars].concat())?;
             Ok(RowSums { sums, teacher_log_sum_exp: None })
         }

@@ -1,0 +1,231 @@
+//! The GPU's rows against the CPU's, which the goldens and finite differences hold.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{Divergence, ForwardKl, LogitRow, cross_entropy_row};
+use crate::device;
+use crate::kernels::{RowScales, TeacherRows, cross_entropy_rows, forward_kl_rows};
+use crate::signal::TopKRow;
+
+/// Reproducible logits between −4 and 4.
+fn noise(n: usize, seed: u32) -> Vec<f32> {
+    let mut x = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        (x >> 8) as f32 / (1u32 << 21) as f32 - 4.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Rows of one shape, and what the CPU makes of them: divergences, cross-entropies and gradients.
+struct Rows {
+    teacher: Vec<f32>,
+    student: Vec<f32>,
+    labels: Vec<u32>,
+    vocab: usize,
+    teacher_vocab: usize,
+}
+
+impl Rows {
+    fn new(rows: usize, vocab: usize, teacher_vocab: usize) -> Self {
+        let labels = (0..rows).map(|n| ((n * 7919) % vocab.min(teacher_vocab)) as u32).collect();
+        Self { teacher: noise(rows * teacher_vocab, 1), student: noise(rows * vocab, 2), labels, vocab, teacher_vocab }
+    }
+
+    fn on_the_cpu(&self, scales: RowScales) -> (Vec<[f32; 2]>, Vec<f32>) {
+        let (mut sums, mut gradients) = (vec![], vec![]);
+        let rows = self.teacher.chunks(self.teacher_vocab).zip(self.student.chunks(self.vocab));
+        for ((teacher, student), &label) in rows.zip(&self.labels) {
+            let mut gradient = vec![0.0; self.vocab];
+            let p = LogitRow::new(&teacher[..self.vocab.min(self.teacher_vocab)], scales.inverse_temperature);
+            let q = LogitRow::new(student, scales.inverse_temperature);
+            let kl = ForwardKl.row(p, q, Some((&mut gradient, scales.divergence)));
+            let hard = (scales.label > 0.0).then_some((gradient.as_mut_slice(), scales.label));
+            let ce = cross_entropy_row(LogitRow::new(student, 1.0), label, hard);
+            sums.push([kl as f32, ce as f32]);
+            gradients.extend(gradient);
+        }
+        (sums, gradients)
+    }
+
+    fn tensor(values: &[f32], width: usize, device: &Device) -> Tensor {
+        Tensor::from_slice(values, (values.len() / width, width), device).unwrap()
+    }
+
+    /// As [`Self::on_the_cpu`], from logits of `dtype`.
+    fn on_a_gpu(&self, scales: RowScales, dtype: DType, device: &Device) -> (Vec<[f32; 2]>, Vec<f32>) {
+        let logits = |values, width| Self::tensor(values, width, device).to_dtype(dtype).unwrap();
+        let (teacher, student) = (logits(&self.teacher, self.teacher_vocab), logits(&self.student, self.vocab));
+        let labels = Tensor::new(&self.labels[..], device).unwrap();
+        let said = forward_kl_rows(&TeacherRows::Logits(teacher), &student, &labels, scales).unwrap();
+        (pairs(&said.sums), values(&student))
+    }
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn pairs(sums: &Tensor) -> Vec<[f32; 2]> {
+    values(sums).chunks(2).map(|pair| [pair[0], pair[1]]).collect()
+}
+
+fn scales(temperature: f32, label: f32) -> RowScales {
+    RowScales { inverse_temperature: 1.0 / temperature, divergence: 0.7, label }
+}
+
+fn assert_near(got: &[f32], want: &[f32], relative: f32, absolute: f32, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let largest = want.iter().filter(|x| x.is_finite()).fold(0.0f32, |m, x| m.max(x.abs()));
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        let near = g == w || (g - w).abs() <= relative * largest + absolute;
+        assert!(near, "{what}: {g} instead of {w} at {i}, of at most {largest}");
+    }
+}
+
+fn assert_agree(got: (Vec<[f32; 2]>, Vec<f32>), want: (Vec<[f32; 2]>, Vec<f32>), relative: f32, what: &str) {
+    // Values are differences of log-sums around 10: their rounding does not shrink with them.
+    assert_near(got.0.as_flattened(), want.0.as_flattened(), relative, 3e-6, &format!("{what}: sums"));
+    assert_near(&got.1, &want.1, relative, 1e-9, &format!("{what}: gradient"));
+}
+
+#[test]
+fn forward_kl_on_a_gpu_equals_the_cpus_for_every_width_and_temperature() {
+    let Some(device) = device::for_tests() else { return };
+    for (rows, vocab, teacher_vocab) in [
+        (3, 1, 1),
+        (4, 2, 2),
+        (3, 31, 31),
+        (5, 33, 33),
+        (2, 257, 257),
+        (3, 2052, 2052),
+        (3, 260, 256),
+        (2, 256, 260),
+        (1, 151_936, 151_669),
+    ] {
+        let all = Rows::new(rows, vocab, teacher_vocab);
+        for scales in [scales(1.0, 0.0), scales(4.0, 0.0), scales(1.0, 0.3), scales(2.5, 0.3)] {
+            let got = all.on_a_gpu(scales, DType::F32, &device);
+            assert_agree(got, all.on_the_cpu(scales), 1e-5, &format!("{vocab} of {teacher_vocab}, {scales:?}"));
+        }
+    }
+}
+
+#[test]
+fn impossible_tokens_and_large_logits_on_a_gpu_are_those_of_the_cpu() {
+    let Some(device) = device::for_tests() else { return };
+    let mut all = Rows::new(4, 301, 301);
+    all.teacher.iter_mut().step_by(3).for_each(|y| *y = f32::NEG_INFINITY);
+    all.teacher.iter_mut().skip(1).step_by(5).for_each(|y| *y *= 2500.0);
+    all.student.iter_mut().step_by(7).for_each(|z| *z *= 2500.0);
+    for scales in [scales(1.0, 0.0), scales(4.0, 0.5)] {
+        assert_agree(all.on_a_gpu(scales, DType::F32, &device), all.on_the_cpu(scales), 1e-5, "extremes");
+    }
+    // Where the student excludes what the teacher expects, the divergence is infinite and the gradient is not.
+    all.student[2] = f32::NEG_INFINITY;
+    let (sums, gradient) = all.on_a_gpu(scales(1.0, 0.0), DType::F32, &device);
+    assert!(sums[0][0] == f32::INFINITY && gradient.iter().all(|g| g.is_finite()), "{sums:?}");
+}
+
+#[test]
+fn a_student_that_is_its_teacher_has_exactly_nothing_to_learn_on_a_gpu() {
+    let Some(device) = device::for_tests() else { return };
+    for vocab in [33, 4096] {
+        let mut all = Rows::new(3, vocab, vocab);
+        all.student = all.teacher.clone();
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let (sums, gradient) = all.on_a_gpu(scales(2.0, 0.0), dtype, &device);
+            assert!(sums.iter().all(|s| s[0] == 0.0) && gradient.iter().all(|&g| g == 0.0), "{dtype:?}: {sums:?}");
+        }
+    }
+}
+
+#[test]
+fn half_precision_logits_on_a_gpu_are_summed_in_f32() {
+    let Some(device) = device::for_tests() else { return };
+    for (dtype, relative) in [(DType::BF16, 8e-3), (DType::F16, 1e-3)] {
+        for vocab in [31, 4100] {
+            let mut all = Rows::new(3, vocab, vocab);
+            let got = all.on_a_gpu(scales(2.0, 0.3), dtype, &device);
+            // What the kernel reads is rounded; what it adds up is not.
+            let rounded = |x: &Vec<f32>| values(&Rows::tensor(x, vocab, &Device::Cpu).to_dtype(dtype).unwrap());
+            (all.teacher, all.student) = (rounded(&all.teacher), rounded(&all.student));
+            let want = all.on_the_cpu(scales(2.0, 0.3));
+            assert_near(got.0.as_flattened(), want.0.as_flattened(), 1e-5, 3e-6, "sums");
+            assert_near(&got.1, &want.1, relative, 0.0, "gradient");
+        }
+    }
+}
+
+#[test]
+fn a_broken_teacher_row_is_told_apart_on_a_gpu() {
+    let Some(device) = device::for_tests() else { return };
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut all = Rows::new(3, 40, 40);
+        all.teacher[45] = bad;
+        let teacher = TeacherRows::Logits(Rows::tensor(&all.teacher, 40, &device));
+        let labels = Tensor::new(&all.labels[..], &device).unwrap();
+        let student = Rows::tensor(&all.student, 40, &device);
+        let said = forward_kl_rows(&teacher, &student, &labels, scales(1.0, 0.0)).unwrap();
+        let finite: Vec<bool> = values(&said.teacher_log_sum_exp.unwrap()).iter().map(|x| x.is_finite()).collect();
+        assert_eq!(finite, [true, false, true]);
+    }
+}
+
+#[test]
+fn cross_entropy_on_a_gpu_equals_the_cpus() {
+    let Some(device) = device::for_tests() else { return };
+    for vocab in [1, 2, 33, 2048, 2051] {
+        let all = Rows::new(3, vocab, vocab);
+        let student = Rows::tensor(&all.student, vocab, &device);
+        let labels = Tensor::new(&all.labels[..], &device).unwrap();
+        let said = cross_entropy_rows(&student, &labels, 0.4).unwrap();
+        let none = RowScales { inverse_temperature: 1.0, divergence: 0.0, label: 0.4 };
+        let (mut sums, gradient) = all.on_the_cpu(none);
+        sums.iter_mut().for_each(|s| s[0] = 0.0);
+        assert_agree((pairs(&said.sums), values(&student)), (sums, gradient), 1e-5, &format!("{vocab}"));
+    }
+}
+
+#[test]
+fn the_likeliest_tokens_and_a_bucket_on_a_gpu_equal_the_cpus() {
+    let Some(device) = device::for_tests() else { return };
+    for (vocab, k) in [(2, 1), (40, 1), (40, 40), (301, 7), (5000, 64), (5000, 900)] {
+        let all = Rows::new(3, vocab, vocab);
+        for scales in [scales(1.0, 0.0), scales(4.0, 0.0), scales(2.0, 0.3)] {
+            let (mut ids, mut log_p, mut tails, mut sums, mut gradients) = (vec![], vec![], vec![], vec![], vec![]);
+            for (n, (teacher, student)) in all.teacher.chunks(vocab).zip(all.student.chunks(vocab)).enumerate() {
+                let mut order: Vec<u32> = (0..vocab as u32).collect();
+                order.sort_by(|&a, &b| teacher[b as usize].total_cmp(&teacher[a as usize]));
+                let p = LogitRow::new(teacher, 1.0);
+                let tempered = LogitRow::new(teacher, scales.inverse_temperature);
+                let others: f64 = order[k..].iter().map(|&i| (tempered.log_probability(i as usize) as f64).exp()).sum();
+                let known = order[..k].to_vec();
+                let of_known: Vec<f32> = known.iter().map(|&i| p.log_probability(i as usize)).collect();
+                let row = TopKRow { ids: &known, log_probabilities: &of_known, log_tail: others.ln() as f32 };
+                let mut gradient = vec![0.0; vocab];
+                let q = LogitRow::new(student, scales.inverse_temperature);
+                let kl = ForwardKl.top_k_row(row, q, Some((&mut gradient, scales.divergence)));
+                let hard = (scales.label > 0.0).then_some((gradient.as_mut_slice(), scales.label));
+                let ce = cross_entropy_row(LogitRow::new(student, 1.0), all.labels[n], hard);
+                sums.push([kl as f32, ce as f32]);
+                gradients.extend(gradient);
+                tails.push(row.log_tail);
+                ids.extend(known);
+                log_p.extend(of_known);
+            }
+            let teacher = TeacherRows::TopK {
+                ids: Tensor::from_vec(ids, (3, k), &device).unwrap(),
+                log_probabilities: Tensor::from_vec(log_p, (3, k), &device).unwrap(),
+                log_tails: Tensor::from_vec(tails, 3, &device).unwrap(),
+            };
+            let student = Rows::tensor(&all.student, vocab, &device);
+            let labels = Tensor::new(&all.labels[..], &device).unwrap();
+            let said = forward_kl_rows(&teacher, &student, &labels, scales).unwrap();
+            let what = format!("{k} of {vocab}, {scales:?}");
+            assert_agree((pairs(&said.sums), values(&student)), (sums, gradients), 2e-5, &what);
+        }
+    }
+}

@@ -50,8 +50,11 @@ fn imports(text: &str) -> impl Iterator<Item = String> {
     let names = |prefix: &str| -> Vec<String> {
         code.split(prefix)
             .skip(1)
-            .map(|rest| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>())
-            .filter(|name| name.starts_with(|c: char| c.is_lowercase()))
+            .map(|rest| rest.split_at(rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())))
+            // A macro is no module.
+            .filter(|(_, rest)| !rest.starts_with('!'))
+            .map(|(name, _)| name.to_owned())
+            .filter(|name: &String| name.starts_with(|c: char| c.is_lowercase()))
             .collect()
     };
     [names("crate::"), names("use distill::")].concat().into_iter()

@@ -67,12 +67,26 @@ impl std::error::Error for Error {
     }
 }
 
+/// How the message of a GPU whose memory is used up begins.
+const OUT_OF_MEMORY: &str = "the GPU's memory is used up";
+
+impl Error {
+    /// Whether a GPU had too little memory.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.message.contains(OUT_OF_MEMORY)
+    }
+}
+
 impl From<candle_core::Error> for Error {
     fn from(cause: candle_core::Error) -> Self {
-        Self {
-            class: Class::Run,
-            message: format!("tensor computation failed: {cause}"),
-            source: Some(Box::new(cause)),
-        }
+        let text = cause.to_string();
+        let message = match text.contains("OUT_OF_MEMORY") || text.contains("ALLOC_FAILED") {
+            true => format!(
+                "{OUT_OF_MEMORY}: lower train.micro_batch_size or data.max_length, set train.checkpoint_activations = true, \
+                 hold the teacher in bf16 (teacher.dtype), or put it on another device (teacher.device)"
+            ),
+            false => format!("tensor computation failed: {text}"),
+        };
+        Self { class: Class::Run, message, source: Some(Box::new(cause)) }
     }
 }

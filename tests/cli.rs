@@ -347,7 +347,8 @@ fn bf16_without_the_instructions_is_said_by_every_command_that_multiplies() {
         (&["bench", "--config", "run.toml", "--steps", "1"], true),
         (&shapes, true),
     ] {
-        let output = bench.command(args).env("DISTILL_SIMD", "portable").output().unwrap();
+        let args = [args, &["--device", "cpu"]].concat();
+        let output = bench.command(&args).env("DISTILL_SIMD", "portable").output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(0), "{said}");
         assert_eq!(said.matches("bf16_not_native").count(), 1, "{args:?}: {said}");

@@ -68,7 +68,7 @@ fn on_another_number_of_threads_it_is_the_same_or_warned_of() {
     let bench = Bench::with_teacher();
     bench.distil_config("steps = 3");
     let portable = |args: &[&str], threads: &str| {
-        let mut command = bench.command(args);
+        let mut command = bench.command(&[args, &["--device", "cpu"]].concat());
         assert!(
             command.env("DISTILL_SIMD", "portable").env("RAYON_NUM_THREADS", threads).status().unwrap().code()
                 < Some(76)
@@ -83,10 +83,11 @@ fn on_another_number_of_threads_it_is_the_same_or_warned_of() {
 fn other_instructions_are_warned_of() {
     let bench = Bench::with_teacher();
     bench.distil_config("steps = 3");
-    let mut command = bench.command(&["train", "--config", "run.toml", "--stop-after", "1"]);
+    let cpu = ["--device", "cpu"];
+    let mut command = bench.command(&[&["train", "--config", "run.toml", "--stop-after", "1"][..], &cpu].concat());
     command.env("DISTILL_SIMD", "portable");
     assert_eq!(command.status().unwrap().code(), Some(75));
-    bench.expect(&RESUME, 0);
+    bench.expect(&[&RESUME[..], &cpu].concat(), 0);
     let metrics = String::from_utf8(bench.read("run/metrics.jsonl")).unwrap();
     // A machine that has nothing else goes on with the same.
     assert_eq!(metrics.contains("\"hardware_changed\""), Simd::level() != Simd::Portable, "{metrics}");

@@ -82,6 +82,7 @@ fn stepper<'a>(teacher: &'a LocalTeacher, student: &'a Decoder, e: &Expected) ->
         max_grad_norm: e.max_grad_norm,
         keep: Keep::Activations,
         precision: Precision::F32,
+        exact_phases: false,
     }
 }
 

@@ -129,6 +129,7 @@ pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a LocalTeacher>, student: &'a 
         max_grad_norm: train.max_grad_norm,
         keep: if train.checkpoint_activations { Keep::Inputs } else { Keep::Activations },
         precision: precision(train.dtype),
+        exact_phases: false,
     })
 }
 

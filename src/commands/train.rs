@@ -12,7 +12,7 @@ use crate::cli::TrainArgs;
 use crate::config::plan::Plan;
 use crate::config::{self, Dtype as OutputDtype};
 use crate::corpus::{Loader, ReadAhead, Rejections, StepShape};
-use crate::device::{Devices, Opened};
+use crate::device::{Devices, Opened, gpu_peak};
 use crate::error::{Error, Result};
 use crate::eval::EvalReport;
 use crate::kernels::Simd;
@@ -22,7 +22,7 @@ use crate::report::{Column, Status, Summary, eval_table, recorded};
 use crate::student::{Companions, write_model};
 use crate::teacher::{LocalTeacher, RememberingTeacher, Spill, Teacher};
 use crate::train::{Ending, Evaluated, Pace, Run, TrainState};
-use crate::units::{Count, Rounded, Span};
+use crate::units::{Bytes, Count, Rounded, Span};
 
 const STUDENT: &str = "student";
 const CONFIG: &str = "config.toml";
@@ -47,12 +47,16 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let start = Start::find(args.resume.as_ref(), &config.output.dir, &config, &screen)?;
     let plan = Plan::new(config, devices, &screen)?;
     show_plan::lines(&plan).iter().for_each(|line| screen.line(line));
-    let session = Session::open(&plan, &start, &screen, args.stop_after, &interrupted)?;
+    let short = |error: Error| match error.is_out_of_memory() {
+        true => error.context(format!("the plan's estimate was {}", Bytes(plan.memory.total()))),
+        false => error,
+    };
+    let session = Session::open(&plan, &start, &screen, args.stop_after, &interrupted).map_err(short)?;
     if interrupted.load(Ordering::Relaxed) {
         screen.line("stopped before anything was trained");
         return Ok(Outcome::Stopped);
     }
-    session.run()
+    session.run().map_err(short)
 }
 
 /// Everything a run needs, checked and loaded; the run's folder is not touched yet.
@@ -194,7 +198,7 @@ impl<'a> Session<'a> {
         let rejections = steps.rejections().clone();
         // Nothing is read any more; and the moments are twice the student: gone before the saved student is read back.
         drop((steps, stepper));
-        let mut summary = summarize(&state, plan.train.rejections().count);
+        let mut summary = summarize(&state, plan);
         let end = match ended {
             Err(error) => {
                 summary.status = Status::Failed;
@@ -355,8 +359,8 @@ fn eval_event(step: u64, report: &EvalReport) -> metrics::Eval {
     }
 }
 
-/// The summary of a stopped run; the caller knows if it ended otherwise. `malformed`: records that could not be parsed.
-fn summarize(state: &TrainState, malformed: u64) -> Summary {
+/// The summary of a stopped run; the caller knows if it ended otherwise.
+fn summarize(state: &TrainState, plan: &Plan) -> Summary {
     Summary {
         status: Status::Stopped,
         error: None,
@@ -365,9 +369,10 @@ fn summarize(state: &TrainState, malformed: u64) -> Summary {
         rows_used: state.loader.rows_used,
         rows_dropped: state.loader.rows_dropped,
         rows_truncated: state.loader.rows_truncated,
-        rows_rejected: malformed + state.loader.records_rejected,
+        rows_rejected: plan.train.rejections().count + state.loader.records_rejected,
         tokens_per_second: (state.step > 0).then(|| state.input_tokens as f64 / state.train_seconds),
         peak_rss_bytes: crate::units::peak_rss_bytes(),
+        peak_gpu_bytes: gpu_peak(&plan.devices.student.device),
         elapsed_seconds: state.elapsed_seconds,
         initial_eval: state.initial_eval.clone(),
         final_eval: state.last_eval.clone(),

@@ -1,5 +1,6 @@
 //! Text from a model, a token at a time, with its KV cache.
 
+use candle_core::Device;
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 
 use super::decoder::Decoder;
@@ -49,7 +50,9 @@ pub fn generate(
     let mut cache = KvCache::default();
     let mut hidden = model.next_hidden(prompt, &mut cache)?;
     for left in (0..options.max_tokens).rev() {
-        let token = sampler.sample(&model.logits(&hidden)?.squeeze(0)?)?;
+        // Drawn on the host: a GPU has no softmax of candle's in this build, and one row is soon there.
+        let logits = model.logits(&hidden)?.squeeze(0)?.to_device(&Device::Cpu)?;
+        let token = sampler.sample(&logits)?;
         if stop.contains(&token) {
             return Ok(Finish::Stop);
         }

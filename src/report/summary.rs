@@ -40,6 +40,9 @@ pub struct Summary {
     /// Input tokens over training time, without loading, evaluation and saving. Null before the first step.
     pub tokens_per_second: Option<f64>,
     pub peak_rss_bytes: Option<u64>,
+    /// The most that tensors took of the student's GPU.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub peak_gpu_bytes: Option<u64>,
     /// Training time, resumed parts included.
     pub elapsed_seconds: f64,
     pub initial_eval: Option<metrics::Eval>,

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use candle_core::Device;
+
 use super::clip;
 use super::optim::AdamW;
 use crate::corpus::Batch;
@@ -53,6 +55,8 @@ pub struct Stepper<'a> {
     pub keep: Keep,
     /// What the student's products are rounded to; weights, gradients, logits and all else are f32.
     pub precision: Precision,
+    /// Wait for a GPU at the end of every phase, so that each is charged with its own work; a little slower.
+    pub exact_phases: bool,
 }
 
 impl Stepper<'_> {
@@ -62,19 +66,21 @@ impl Stepper<'_> {
         let needs = self.objective.needs();
         let mut phases = Phases::default();
         let mut sums = Sums::default();
+        let clock = self.clock();
         self.student.parameters().clear_gradients()?;
         for batch in micro.iter().filter(|b| b.valid_tokens() > 0) {
             let teacher = self.teacher.filter(|_| self.objective.uses_teacher());
-            let signal = timed(&mut phases.teacher, || teacher.map(|t| t.signal(batch, &needs)).transpose())?;
-            let trace = timed(&mut phases.forward, || self.student.trace(batch, self.keep, self.precision))?;
+            let signal = clock.time(&mut phases.teacher, || teacher.map(|t| t.signal(batch, &needs)).transpose())?;
+            let trace = clock.time(&mut phases.forward, || self.student.trace(batch, self.keep, self.precision))?;
             let head = self.student.head()?;
             let head = StudentHead { weight: head.tensor()?, grad: head.grad.as_ref(), precision: self.precision };
             let objective = &mut self.objective;
-            let out = timed(&mut phases.head, || objective.run(&trace.hidden, &head, signal.as_ref(), batch, valid))?;
-            timed(&mut phases.backward, || self.student.backward(trace, out.d_hidden))?;
+            let out =
+                clock.time(&mut phases.head, || objective.run(&trace.hidden, &head, signal.as_ref(), batch, valid))?;
+            clock.time(&mut phases.backward, || self.student.backward(trace, out.d_hidden))?;
             sums += out.sums;
         }
-        let grad_norm = timed(&mut phases.optimizer, || clip::global_norm(self.student.parameters()))?;
+        let grad_norm = clock.time(&mut phases.optimizer, || clip::global_norm(self.student.parameters()))?;
         Ok(StepReport {
             loss: self.objective.loss(&sums),
             sums,
@@ -90,9 +96,14 @@ impl Stepper<'_> {
         let mut report = self.accumulate(micro)?;
         self.ensure_finite(&report, micro, step)?;
         let scale = clip::scale(report.grad_norm, self.max_grad_norm);
+        let clock = self.clock();
         let (optimizer, parameters) = (&mut self.optimizer, self.student.parameters());
-        timed(&mut report.phases.optimizer, || optimizer.step(parameters, step, learning_rate, scale))?;
+        clock.time(&mut report.phases.optimizer, || optimizer.step(parameters, step, learning_rate, scale))?;
         Ok(report)
+    }
+
+    fn clock(&self) -> Clock {
+        Clock(self.exact_phases.then(|| self.student.device().clone()))
     }
 
     fn ensure_finite(&self, report: &StepReport, micro: &[Batch], step: u64) -> Result<()> {
@@ -115,10 +126,18 @@ impl Stepper<'_> {
     }
 }
 
-/// Adds the time that `f` takes to `total`.
-fn timed<R>(total: &mut Duration, f: impl FnOnce() -> Result<R>) -> Result<R> {
-    let started = Instant::now();
-    let result = f();
-    *total += started.elapsed();
-    result
+/// Wall time of phases.
+struct Clock(Option<Device>);
+
+impl Clock {
+    /// Adds the time that `f` takes to `total`, with what it leaves a GPU to do if that is waited for.
+    fn time<R>(&self, total: &mut Duration, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        let started = Instant::now();
+        let result = f();
+        if let Some(device) = &self.0 {
+            device.synchronize()?;
+        }
+        *total += started.elapsed();
+        result
+    }
 }

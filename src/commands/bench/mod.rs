@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
@@ -17,9 +18,9 @@ use crate::cli::BenchArgs;
 use crate::config;
 use crate::config::plan::{Notice, Plan};
 use crate::corpus::{Batch, Loader, Row, RowRef};
-use crate::device::Devices;
+use crate::device::{Devices, Opened, gpu_peak};
 use crate::error::{Error, Result};
-use crate::kernels::{Mat, MatMut, Precision, matmul};
+use crate::kernels::{Precision, Weight};
 use crate::loss::{ForwardKl, Objective};
 use crate::metrics::Screen;
 use crate::model::{Decoder, Keep, ModelConfig};
@@ -31,13 +32,12 @@ use crate::units::{Bytes, Count, peak_rss_bytes};
 
 pub fn run(args: &BenchArgs) -> Result<Outcome> {
     let screen = Screen::stderr();
-    let peak = gemm_peak();
     let reports = match (&args.config, &args.student) {
         (Some(file), _) => of_config(file, args, &screen)?,
         (None, Some(student)) => of_shapes(student, args, &screen)?,
         (None, None) => return Err(Error::input("bench needs --config, or --student with --teacher or --top-k")),
     };
-    out::write(&if args.json { json_line(&reports) } else { table(&reports, peak) })?;
+    out::write(&if args.json { json_line(&reports) } else { table(&reports) })?;
     Ok(Outcome::Done)
 }
 
@@ -45,10 +45,15 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
 struct Timed {
     reports: Vec<StepReport>,
     flops: Operations,
-    /// Seconds of a step's products alone.
-    products: f64,
+    /// Seconds of a step's products alone; None on a GPU.
+    products: Option<f64>,
     /// Of the steps: timing the products alone takes memory too.
     peak_memory: Option<u64>,
+    peak_gpu_memory: Option<u64>,
+    /// Where the student is.
+    device: Opened,
+    /// Its best f32 product, in operations per second.
+    peak: f64,
 }
 
 /// Floating-point operations of each phase that multiplies matrices.
@@ -68,6 +73,7 @@ fn of_config(file: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
     let teacher = build::teacher(&plan, screen)?;
     let student = build::student(&plan, teacher.as_ref(), screen)?;
     let mut stepper = build::stepper(&plan, teacher.as_ref(), &student)?;
+    stepper.exact_phases = true;
     let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
     let train = &plan.config.train;
     let next = || -> Result<Vec<Batch>> {
@@ -75,7 +81,7 @@ fn of_config(file: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
         step.map(|s| s.micro_batches(train.micro_batch_size))
             .ok_or_else(|| Error::input("the corpus has fewer steps than --steps"))
     };
-    time(&mut stepper, teacher.as_ref(), args.steps, train.learning_rate, next, screen)
+    time(&mut stepper, teacher.as_ref(), args.steps, train.learning_rate, next, &plan.devices, screen)
 }
 
 /// Random tokens through models of the given shapes, every token a target.
@@ -109,6 +115,7 @@ fn of_shapes(student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed>
         max_grad_norm: 1.0,
         keep: Keep::Activations,
         precision: build::precision(args.dtype),
+        exact_phases: true,
     };
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let source = RowRef { digest: [0; 32], file: Arc::new(PathBuf::from("random")), line: 1 };
@@ -122,7 +129,7 @@ fn of_shapes(student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed>
         let rows: Vec<Row> = (0..args.batch).map(|_| row(&mut rng)).collect();
         Ok(vec![Batch::new(&rows)])
     };
-    time(&mut stepper, local.as_ref(), args.steps, 1e-4, next, screen)
+    time(&mut stepper, local.as_ref(), args.steps, 1e-4, next, &devices, screen)
 }
 
 /// A model folder, or random weights in the shape of a config.json.
@@ -177,8 +184,11 @@ fn time(
     steps: u64,
     learning_rate: f64,
     mut next: impl FnMut() -> Result<Vec<Batch>>,
+    devices: &Devices,
     screen: &Screen,
 ) -> Result<Timed> {
+    let device = devices.student.clone();
+    let peak = gemm_peak(&device.device)?;
     let progress = screen.progress("timing steps", Some(steps + 1));
     let mut reports = vec![];
     let (mut batches, mut rows) = (0, 0);
@@ -209,6 +219,7 @@ fn time(
         products.add_teacher(config, size, teacher_precision);
     }
     products.add_student(student, size, stepper.precision);
+    let on_cpu = !device.device.is_cuda() && !devices.teacher.device.is_cuda();
     let head = |c: &ModelConfig| 2.0 * targets * (c.vocab_size * c.hidden_size) as f64;
     let flops = Operations {
         teacher: teacher.map_or(0.0, |t| block_operations(t, size)),
@@ -216,23 +227,24 @@ fn time(
         head: teacher.map_or(0.0, head) + 3.0 * head(student),
         backward: 2.0 * block_operations(student, size),
     };
-    let peak_memory = peak_rss_bytes();
-    Ok(Timed { reports, flops, peak_memory, products: products.seconds() })
+    let (peak_memory, peak_gpu_memory) = (peak_rss_bytes(), gpu_peak(&device.device));
+    let products = on_cpu.then(|| products.seconds());
+    Ok(Timed { reports, flops, peak_memory, peak_gpu_memory, products, device, peak })
 }
 
-/// The best of a few large f32 products on all threads, in operations per second.
-fn gemm_peak() -> f64 {
-    const N: usize = 1024;
-    let (a, b, mut c) = (vec![0.5f32; N * N], vec![0.25f32; N * N], vec![0.0f32; N * N]);
-    let best = (0..8)
-        .map(|_| {
-            let started = Instant::now();
-            matmul(Mat::new(&a, N, N), Mat::new(&b, N, N), MatMut::new(&mut c, N, N), Precision::F32, false);
-            started.elapsed()
-        })
-        .min()
-        .unwrap_or(Duration::MAX);
-    2.0 * (N * N * N) as f64 / best.as_secs_f64()
+/// The best of a few large f32 products on all threads, or on the GPU, in operations per second.
+fn gemm_peak(device: &Device) -> Result<f64> {
+    let n = if device.is_cuda() { 4096 } else { 1024 };
+    let ones = |device| Ok::<_, Error>(Tensor::ones((n, n), DType::F32, device)?);
+    let (a, b) = (ones(device)?, Weight::Dense(ones(device)?));
+    let mut best = Duration::MAX;
+    for _ in 0..8 {
+        let started = Instant::now();
+        b.logits(&a)?;
+        device.synchronize()?;
+        best = best.min(started.elapsed());
+    }
+    Ok(2.0 * (n * n * n) as f64 / best.as_secs_f64())
 }
 
 type Phase = fn(&Phases) -> Duration;
@@ -260,11 +272,13 @@ fn json_line(timed: &Timed) -> String {
         "products_alone": timed.products,
         "tokens_per_second": median(&timed.reports, |r| r.input_tokens as f64 / seconds(r)),
         "peak_rss_bytes": timed.peak_memory,
+        "peak_gpu_bytes": timed.peak_gpu_memory,
     });
     format!("{line}\n")
 }
 
-fn table(timed: &Timed, peak: f64) -> String {
+fn table(timed: &Timed) -> String {
+    let peak = timed.peak;
     let reports = &timed.reports;
     let step = median(reports, seconds);
     let rows: [(&str, Phase, f64); 5] = [
@@ -289,14 +303,19 @@ fn table(timed: &Timed, peak: f64) -> String {
     line("step", step, f.teacher + f.forward + f.head + f.backward);
     let tokens = median(reports, |r| r.input_tokens as f64 / seconds(r));
     let memory = timed.peak_memory.map_or("unknown".into(), |b| Bytes(b).to_string());
-    let alone = timed.products;
-    out += &format!("its products alone: {:.1} ms, {:.0} % of the step\n", 1e3 * alone, 100.0 * alone / step);
+    if let Some(alone) = timed.products {
+        out += &format!("its products alone: {:.1} ms, {:.0} % of the step\n", 1e3 * alone, 100.0 * alone / step);
+    }
+    let place = match timed.peak_gpu_memory {
+        Some(bytes) => format!("{}, of which tensors took {}", timed.device.description, Bytes(bytes)),
+        None if timed.device.device.is_cuda() => timed.device.description.clone(),
+        None => format!("{} threads", rayon::current_num_threads()),
+    };
     out += &format!(
-        "{} tokens/s (median of {} steps), peak memory {memory}, f32 product at its best {:.0} GF/s, {} threads\n",
+        "{} tokens/s (median of {} steps), peak memory {memory}, f32 product at its best {:.0} GF/s, {place}\n",
         Count(tokens as u64),
         reports.len(),
         peak / 1e9,
-        rayon::current_num_threads()
     );
     out
 }

@@ -98,6 +98,16 @@ impl Devices {
         Self { teacher: Opened::cpu(), student: Opened::cpu() }
     }
 
+    /// For the user; None: there is nothing to say but "cpu".
+    pub fn describe(&self) -> Option<String> {
+        let Self { teacher, student } = self;
+        match teacher.device.same_device(&student.device) {
+            true => (student.description != "cpu").then(|| student.description.clone()),
+            false => Some(format!("teacher on {}, student on {}", teacher.description, student.description)),
+        }
+    }
+
+    /// Opens each once.
     pub fn open(teacher: DeviceChoice, student: DeviceChoice) -> Result<Self> {
         let opened = open(student)?;
         Ok(Self { teacher: if teacher == student { opened.clone() } else { open(teacher)? }, student: opened })

@@ -81,6 +81,9 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let devices = Devices::open(args.device.choice, args.device.choice)?;
     let device = &devices.student.device;
     let screen = Screen::stderr();
+    if let Some(devices) = devices.describe() {
+        screen.line(&format!("{:<11}{devices}", "devices"));
+    }
     let request = Request::new(args)?;
     // Found out before the work, not after it.
     for file in [&args.json, &args.dump_logits].into_iter().flatten() {

@@ -33,7 +33,7 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         Dtype::F32 | Dtype::Bf16 => "",
     };
     line("student", format!("{origin}, {}{dtype}", shape(&plan.student)));
-    if let Some(devices) = devices(plan) {
+    if let Some(devices) = plan.devices.describe() {
         line("devices", devices);
     }
     let (scan, about) = (&plan.scan, if plan.scan.exact { "" } else { "≈" });
@@ -131,15 +131,6 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         ),
     );
     lines
-}
-
-/// None: there is nothing to say but "cpu".
-fn devices(plan: &Plan) -> Option<String> {
-    let (teacher, student) = (&plan.devices.teacher, &plan.devices.student);
-    match teacher.device.same_device(&student.device) {
-        true => (student.description != "cpu").then(|| student.description.clone()),
-        false => Some(format!("teacher on {}, student on {}", teacher.description, student.description)),
-    }
 }
 
 fn shape(model: &ModelConfig) -> String {

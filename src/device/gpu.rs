@@ -58,7 +58,7 @@ fn pool(n: usize) -> Option<sys::CUmemoryPool> {
 }
 
 pub fn memory(device: &Device) -> Option<(u64, u64)> {
-    let candle_core::DeviceLocation::Cuda { .. } = device.location() else { return None };
+    device.as_cuda_device().ok()?.cuda_stream().context().bind_to_thread().ok()?;
     result::mem_get_info().ok().map(|(free, total)| (free as u64, total as u64))
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use candle_core::Device;
 
 use crate::config::plan::{Plan, model_folder};
-use crate::config::{Dtype, LossKind, Schedule, StudentSource, TeacherConfig, Word};
+use crate::config::{Dtype, LossKind, Schedule, StudentSource, TeacherConfig, TeacherKind, Word};
 use crate::corpus::{Batch, Row};
 use crate::device::{Devices, allow_tf32};
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ use crate::eval::{EvalReport, evaluate};
 use crate::kernels::Precision;
 use crate::loss::{ForwardKl, Objective};
 use crate::metrics::Screen;
-use crate::model::{Decoder, Keep, ModelConfig};
+use crate::model::{Decoder, Gguf, Keep, ModelConfig};
 use crate::student;
 use crate::teacher::{LocalTeacher, Teacher};
 use crate::train::{AdamW, AdamWConfig, Decay, Stepper};
@@ -32,8 +32,8 @@ pub fn load_model(path: &Path, trainable: bool, device: &Device, screen: &Screen
 
 /// The frozen teacher of a plan.
 pub fn teacher(plan: &Plan, screen: &Screen) -> Result<Option<LocalTeacher>> {
-    let Some(TeacherConfig::Local { path, dtype, .. }) = &plan.config.teacher else { return Ok(None) };
-    load_teacher(path, *dtype, &plan.devices, screen).map(Some)
+    let Some(teacher) = &plan.config.teacher else { return Ok(None) };
+    load_teacher(teacher, &plan.devices, screen).map(Some)
 }
 
 /// Loads a model folder that will not learn: its matrices packed, once.
@@ -44,12 +44,24 @@ pub fn load_frozen(path: &Path, dtype: Dtype, device: &Device, screen: &Screen) 
     Ok(model)
 }
 
-/// Loads a frozen teacher in the dtype it is to be held in.
-pub fn load_teacher(path: &Path, dtype: Dtype, devices: &Devices, screen: &Screen) -> Result<LocalTeacher> {
+/// Loads a frozen teacher as it is to be held.
+pub fn load_teacher(teacher: &TeacherConfig, devices: &Devices, screen: &Screen) -> Result<LocalTeacher> {
     let started = Instant::now();
-    let model = load_frozen(path, dtype, &devices.teacher.device, screen)?;
+    let (model, held) = match teacher.kind {
+        TeacherKind::Local => {
+            let model = load_frozen(&teacher.path, teacher.dtype, &devices.teacher.device, screen)?;
+            (model, format!("in {}", teacher.dtype.word()))
+        }
+        TeacherKind::Gguf => {
+            let progress = screen.progress(&format!("loading {}", teacher.path.display()), None);
+            let file = Gguf::open(&teacher.path)?;
+            let model = file.decoder(precision(teacher.dtype))?;
+            progress.finish();
+            (model, format!("as {}, multiplied in {}", file.types_in_words(), teacher.dtype.word()))
+        }
+    };
     let (bytes, seconds) = (Bytes(model.parameters().bytes()), started.elapsed().as_secs_f64());
-    screen.line(&format!("{:<11}{bytes} in {}, read and packed in {seconds:.1} s", "teacher", dtype.word()));
+    screen.line(&format!("{:<11}{bytes} {held}, read and packed in {seconds:.1} s", "teacher"));
     LocalTeacher::new(Arc::new(model), &devices.student.device)
 }
 
@@ -73,7 +85,9 @@ pub fn student(plan: &Plan, teacher: Option<&LocalTeacher>, screen: &Screen) -> 
         }
         StudentSource::Pruned { from, layers } => {
             // A teacher held in f32 lends its own weights; otherwise the folder is read.
-            let lends = |TeacherConfig::Local { path, dtype, .. }: &TeacherConfig| path == from && *dtype == Dtype::F32;
+            let lends = |teacher: &TeacherConfig| {
+                teacher.kind == TeacherKind::Local && teacher.path == *from && teacher.dtype == Dtype::F32
+            };
             let (config, weights) = match teacher {
                 Some(teacher) if plan.config.teacher.as_ref().is_some_and(lends) => {
                     student::pruned(teacher.decoder(), layers)?

@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::{Outcome, build, out};
 use crate::checkpoint::atomic;
 use crate::cli::EvalArgs;
-use crate::config::plan::{HeldOut, Notice, covers, encoder, model_folder, same_tokenizer};
-use crate::config::{self, ChatTemplate, Dtype, LossOn, OnBadRecord, RunConfig, TeacherConfig};
+use crate::config::plan::{HeldOut, Notice, TeacherFiles, covers, encoder, model_folder, same_tokenizer};
+use crate::config::{self, ChatTemplate, Dtype, LossOn, OnBadRecord, RunConfig, TeacherConfig, TeacherKind};
 use crate::corpus::{Batch, CorpusIndex, Row, TextTokenizer};
 use crate::device::Devices;
 use crate::error::{Error, Result};
@@ -25,8 +25,7 @@ use crate::teacher::Teacher;
 
 /// What an evaluation works on: the config's values, over which the flags win.
 struct Request {
-    teacher: PathBuf,
-    teacher_dtype: Dtype,
+    teacher: TeacherConfig,
     data: PathBuf,
     max_rows: usize,
     max_length: usize,
@@ -40,16 +39,20 @@ impl Request {
     fn new(args: &EvalArgs) -> Result<Self> {
         let config = args.config.as_deref().map(config::load_to_read).transpose()?;
         let from = |f: fn(&RunConfig) -> Option<PathBuf>| config.as_ref().and_then(f);
+        let configured = config.as_ref().and_then(|c| c.teacher.clone());
         let teacher = match &args.teacher {
-            Some(path) => Some(hub::locate(path, Path::new(""))?),
-            None => from(|c| c.teacher.as_ref().map(|TeacherConfig::Local { path, .. }| path.clone())),
+            Some(path) => {
+                let path = hub::locate(path, Path::new(""))?;
+                let dtype = configured.map_or(Dtype::F32, |teacher| teacher.dtype);
+                Some(TeacherConfig { kind: TeacherKind::of(&path), path, dtype, device: None })
+            }
+            None => configured,
         };
         let data = args.data.clone().or_else(|| from(|c| c.data.eval.clone()));
         let missing = |what: &str| Error::input(format!("the config has no {what} to evaluate with; give --{what}"));
         let data_config = config.as_ref().map(|c| &c.data);
         Ok(Self {
             teacher: teacher.ok_or_else(|| missing("teacher"))?,
-            teacher_dtype: config.as_ref().map_or(Dtype::F32, RunConfig::teacher_dtype),
             data: data.ok_or_else(|| missing("data"))?,
             max_rows: args.max_rows.or(config.as_ref().map(|c| c.eval.max_rows)).unwrap_or(256),
             max_length: args.max_length.or(data_config.map(|d| d.max_length)).unwrap_or(512),
@@ -78,13 +81,14 @@ struct Output<'a> {
 }
 
 pub fn run(args: &EvalArgs) -> Result<Outcome> {
-    let devices = Devices::open(args.device.choice, args.device.choice)?;
-    let device = &devices.student.device;
     let screen = Screen::stderr();
+    let request = Request::new(args)?;
+    let choice = args.device.choice;
+    let devices = Devices::open(request.teacher.kind.device(choice), choice)?;
+    let device = &devices.student.device;
     if let Some(devices) = devices.describe() {
         screen.line(&format!("{:<11}{devices}", "devices"));
     }
-    let request = Request::new(args)?;
     // Found out before the work, not after it.
     for file in [&args.json, &args.dump_logits].into_iter().flatten() {
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -95,7 +99,9 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let at = |path: &PathBuf| hub::locate(path, Path::new(""));
     let (student_dir, baseline_dir) = (at(&args.student)?, args.baseline.as_ref().map(at).transpose()?);
     let tokenizer = Arc::new(TextTokenizer::from_dir(model_folder(&student_dir)?)?);
-    for other in [Some(&request.teacher), baseline_dir.as_ref()].into_iter().flatten() {
+    let theirs = TeacherFiles::read(request.teacher.kind, &request.teacher.path)?;
+    theirs.same_tokenizer(&tokenizer).map_err(|e| e.context(request.teacher.path.display()))?;
+    if let Some(other) = &baseline_dir {
         same_tokenizer(&TextTokenizer::from_dir(model_folder(other)?)?, &tokenizer)
             .map_err(|e| e.context(other.display()))?;
     }
@@ -103,10 +109,10 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let index = CorpusIndex::open(std::slice::from_ref(&request.data), request.on_bad_record.into())?;
     let held_out =
         HeldOut::take(Arc::new(index), encoder, request.max_rows).map_err(|e| e.context(request.data.display()))?;
-    if let Some(notice) = Notice::of_bf16((request.teacher_dtype, Dtype::F32), &devices) {
+    if let Some(notice) = Notice::of_bf16((request.teacher.dtype, Dtype::F32), &devices) {
         screen.line(&notice.line());
     }
-    let teacher = build::load_teacher(&request.teacher, request.teacher_dtype, &devices, &screen)?;
+    let teacher = build::load_teacher(&request.teacher, &devices, &screen)?;
     covers(teacher.decoder().config(), &tokenizer, "teacher")?;
     let evaluate = |folder: &Path| -> Result<(Decoder, EvalReport)> {
         let model = build::load_model(folder, false, device, &screen)?;

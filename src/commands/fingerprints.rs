@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use crate::config::plan::Plan;
-use crate::config::{ChatTemplate, StudentSource, TeacherConfig};
+use crate::config::{ChatTemplate, StudentSource, TeacherKind};
 use crate::error::{Error, Result};
 use crate::model::weight_files;
 use crate::student::Companions;
@@ -30,8 +30,12 @@ pub fn of(plan: &Plan, companions: &Companions) -> Result<BTreeMap<String, Strin
     if let StudentSource::Fresh { config, .. } = &plan.config.student.source {
         add("student.config", of_file(&if config.is_dir() { config.join("config.json") } else { config.clone() })?);
     }
-    if let Some(TeacherConfig::Local { path, .. }) = &plan.config.teacher {
-        add("the teacher", of_weights(path)?);
+    if let Some(teacher) = &plan.config.teacher {
+        let files = match teacher.kind {
+            TeacherKind::Local => [weight_files(&teacher.path)?, vec![teacher.path.join("config.json")]].concat(),
+            TeacherKind::Gguf => vec![teacher.path.clone()],
+        };
+        add("the teacher", of_weights(&files)?);
     }
     Ok(prints)
 }
@@ -55,11 +59,11 @@ fn of_file(path: &Path) -> Result<[u8; 32]> {
 
 /// A digest of a model's files by sample: their sizes, and 64 KiB at each of 64 even places and at the end. It tells two
 /// models apart without reading gigabytes.
-fn of_weights(folder: &Path) -> Result<[u8; 32]> {
+fn of_weights(files: &[PathBuf]) -> Result<[u8; 32]> {
     const PLACES: u64 = 64;
     const BLOCK: usize = 64 << 10;
     let mut hasher = Sha256::new();
-    for path in weight_files(folder)?.iter().chain([&folder.join("config.json")]) {
+    for path in files {
         let unreadable = |e| Error::unreadable(path, e);
         let file = File::open(path).map_err(unreadable)?;
         let len = file.metadata().map_err(unreadable)?.len();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::build;
 use crate::config::plan::Plan;
-use crate::config::{Dtype, LossKind, StudentSource, TeacherConfig, Word};
+use crate::config::{Dtype, LossKind, StudentSource, Word};
 use crate::corpus::{Loader, Row, TextTokenizer};
 use crate::error::Result;
 use crate::kernels::Precision;
@@ -18,8 +18,8 @@ pub fn lines(plan: &Plan) -> Vec<String> {
     let mut lines = vec![];
     let mut line = |name: &str, text: String| lines.push(format!("{name:<11}{text}"));
     match (&config.teacher, &plan.teacher) {
-        (Some(TeacherConfig::Local { path, dtype, .. }), Some(model)) => {
-            line("teacher", format!("{}, {}, {}", path.display(), shape(model), dtype.word()));
+        (Some(teacher), Some(model)) => {
+            line("teacher", format!("{}, {}, {}", teacher.path.display(), shape(model), teacher.dtype.word()));
         }
         _ => line("teacher", "none: hard labels alone".into()),
     }

@@ -1,6 +1,6 @@
 //! An estimate of the memory a run takes, before anything is loaded.
 
-use super::types::{Dtype, RunConfig, TeacherConfig};
+use super::types::{Dtype, RunConfig, TeacherConfig, TeacherKind};
 use crate::model::ModelConfig;
 
 /// Bytes of each part.
@@ -23,11 +23,13 @@ impl Memory {
 
 const F32: u64 = 4;
 
-/// Bytes of one of the teacher's weights.
-fn bytes_of(config: &RunConfig) -> u64 {
-    match config.teacher {
-        Some(TeacherConfig::Local { dtype: Dtype::Bf16, .. }) => 2,
-        _ => F32,
+/// Bytes of the teacher's weights. Of a GGUF file they are about its own.
+fn of_teacher(config: &TeacherConfig, model: &ModelConfig) -> u64 {
+    let file = || std::fs::metadata(&config.path).map_or(0, |file| file.len());
+    match (config.kind, config.dtype) {
+        (TeacherKind::Gguf, _) => file(),
+        (TeacherKind::Local, Dtype::Bf16) => 2 * model.parameters() as u64,
+        (TeacherKind::Local, Dtype::F32) => F32 * model.parameters() as u64,
     }
 }
 
@@ -45,7 +47,7 @@ pub(super) fn estimate(
     // A chunk of the student's logits and, with a teacher, one of its own.
     let logits = (256 * vocab * F32).min(64 << 20) * if teacher.is_some() { 2 } else { 1 };
     Memory {
-        teacher: teacher.map_or(0, |t| t.parameters() as u64 * bytes_of(config)),
+        teacher: config.teacher.as_ref().zip(teacher).map_or(0, |(config, model)| of_teacher(config, model)),
         student: 4 * weights,
         activations: tokens
             .saturating_mul(per_token(student, config.train.checkpoint_activations) * F32)

@@ -1,7 +1,7 @@
 //! What a run will do: the parts of a config checked against each other and against what is on the disk, with the
 //! arithmetic. All problems are reported at once. Weights are not loaded here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::memory::{Memory, estimate};
@@ -13,7 +13,7 @@ use crate::device::{Devices, Opened, gpu_memory};
 use crate::error::{Error, Result};
 use crate::kernels::{Precision, Simd};
 use crate::metrics::Screen;
-use crate::model::ModelConfig;
+use crate::model::{Gguf, ModelConfig};
 use crate::units::{Bytes, total_memory_bytes};
 
 /// JSONL read for token counts at most, unless the number of steps depends on all of it.
@@ -145,6 +145,11 @@ impl From<OnBadRecord> for crate::corpus::OnBadRecord {
 pub fn model_folder(path: &Path) -> Result<&Path> {
     match path {
         _ if path.is_dir() => Ok(path),
+        _ if path.extension().is_some_and(|e| e == "gguf") && path.exists() => Err(Error::input(format!(
+            "{} is a GGUF file, whose quantised weights can teach (teacher.kind = \"gguf\", or --teacher of eval) but not \
+             learn; a student is a Hugging Face folder of f32, bf16 or f16 safetensors",
+            path.display()
+        ))),
         _ if path.exists() => Err(Error::input(format!(
             "{} is a file; a model is a Hugging Face folder with config.json, safetensors and tokenizer.json",
             path.display()
@@ -157,10 +162,51 @@ pub fn model_folder(path: &Path) -> Result<&Path> {
 pub fn same_tokenizer(teacher: &TextTokenizer, student: &TextTokenizer) -> Result<()> {
     match teacher.vocabulary_difference(student) {
         None => Ok(()),
-        Some(difference) => Err(Error::input(format!(
-            "teacher and student have different tokenizers ({difference}); logits can only be compared token by token, \
-             so take a student of the teacher's tokenizer"
-        ))),
+        Some(difference) => Err(other_tokenizer(&difference)),
+    }
+}
+
+fn other_tokenizer(difference: &str) -> Error {
+    Error::input(format!(
+        "teacher and student have different tokenizers ({difference}); logits can only be compared token by token, so take a \
+         student of the teacher's tokenizer"
+    ))
+}
+
+/// What a teacher's files say of it before its weights are read.
+#[derive(Debug)]
+pub struct TeacherFiles {
+    pub config: ModelConfig,
+    path: PathBuf,
+    /// A GGUF file's own vocabulary, by id.
+    tokens: Option<Vec<String>>,
+}
+
+impl TeacherFiles {
+    /// Reads the shape of a folder or of a GGUF file.
+    pub fn read(kind: TeacherKind, path: &Path) -> Result<Self> {
+        let (config, tokens) = match kind {
+            TeacherKind::Local => (ModelConfig::read(model_folder(path)?)?, None),
+            TeacherKind::Gguf => {
+                let file = Gguf::open(path)?;
+                let tokens = file.tokens().map(<[String]>::to_vec).ok_or_else(|| {
+                    Error::input(format!("{} has no vocabulary (tokenizer.ggml.tokens)", path.display()))
+                })?;
+                (file.config, Some(tokens))
+            }
+        };
+        Ok(Self { config, path: path.to_owned(), tokens })
+    }
+
+    /// Refuses a student whose tokenizer numbers its tokens differently.
+    pub fn same_tokenizer(&self, student: &TextTokenizer) -> Result<()> {
+        match &self.tokens {
+            None => same_tokenizer(&TextTokenizer::from_dir(&self.path)?, student),
+            Some(tokens) => match student.difference_from(tokens) {
+                None => Ok(()),
+                Some(difference) => Err(other_tokenizer(&difference)),
+            },
+        }
     }
 }
 
@@ -328,8 +374,9 @@ impl Models {
     fn check(config: &RunConfig, findings: &mut Findings) -> Option<Self> {
         let read = |path: &Path| ModelConfig::read(model_folder(path)?);
         let tokenizer = |dir: &Path| TextTokenizer::from_dir(dir).map(Arc::new);
-        let teacher_path = config.teacher.as_ref().map(|TeacherConfig::Local { path, .. }| path);
-        let teacher = teacher_path.and_then(|path| findings.keep("teacher.path", read(path)));
+        let teacher = config.teacher.as_ref();
+        let teacher =
+            teacher.and_then(|teacher| findings.keep("teacher.path", TeacherFiles::read(teacher.kind, &teacher.path)));
         let (student, dir) = match &config.student.source {
             StudentSource::Local { path } => (findings.keep("student.path", read(path)), path),
             StudentSource::Fresh { config, tokenizer } => {
@@ -346,11 +393,10 @@ impl Models {
             return None;
         }
         let own = findings.keep("the student's tokenizer", tokenizer(dir))?;
-        if let Some(path) = teacher_path.filter(|path| *path != dir && path.is_dir())
-            && let Some(theirs) = findings.keep("the teacher's tokenizer", tokenizer(path))
-        {
-            findings.keep("student", same_tokenizer(&theirs, &own));
+        if let Some(teacher) = &teacher {
+            findings.keep("student", teacher.same_tokenizer(&own));
         }
+        let teacher = teacher.map(|teacher| teacher.config);
         for (whose, model) in [("teacher", &teacher), ("student", &student)] {
             if let Some(model) = model {
                 findings.keep(whose, covers(model, &own, whose));

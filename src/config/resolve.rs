@@ -56,14 +56,19 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
 fn teacher(r: &mut Reader<'_>) -> Option<TeacherConfig> {
     r.section("teacher")?;
     let dtype = r.choice("teacher.dtype", Dtype::F32, &[Dtype::F32, Dtype::Bf16], &[]);
-    if r.has("teacher.kind") {
-        r.word("teacher.kind", &["local"], &["gguf", "cache", "api"])?;
-    }
+    let kind = r.choice("teacher.kind", TeacherKind::Local, TeacherKind::ALL, &["cache", "api"]);
     if !r.has("teacher.path") {
-        r.missing("teacher.path", "give a model folder or a Hugging Face id");
+        r.missing("teacher.path", "give a model folder, a Hugging Face id, or, for teacher.kind = \"gguf\", a file");
     }
     let device = device(r, "teacher.device");
-    Some(TeacherConfig::Local { path: r.model("teacher.path")?, dtype, device })
+    if kind == TeacherKind::Gguf && device.is_some_and(|device| device != DeviceChoice::Cpu) {
+        r.refuse("teacher.device", "is not for teacher.kind = \"gguf\": quantised weights are multiplied on the CPU");
+    }
+    let path = match kind {
+        TeacherKind::Local => r.model("teacher.path"),
+        TeacherKind::Gguf => r.path("teacher.path"),
+    };
+    Some(TeacherConfig { kind, path: path?, dtype, device })
 }
 
 fn device(r: &mut Reader<'_>, key: &str) -> Option<DeviceChoice> {
@@ -134,7 +139,12 @@ fn model_or_teacher(r: &mut Reader<'_>, key: &str, teacher: Option<&TeacherConfi
     if teacher.is_none() && r.section("teacher").is_none() {
         r.missing(key, &format!("without a local [teacher], give {what}"));
     }
-    teacher.map(|TeacherConfig::Local { path, .. }| path.clone())
+    let teacher = teacher?;
+    if teacher.kind == TeacherKind::Gguf {
+        r.missing(key, &format!("a GGUF teacher has none to lend: give {what}"));
+        return None;
+    }
+    Some(teacher.path.clone())
 }
 
 fn data(r: &mut Reader<'_>) -> Option<DataConfig> {

@@ -41,6 +41,32 @@ words! {
     Dtype { F32 = "f32", Bf16 = "bf16" }
 }
 words! {
+    /// What a teacher is.
+    TeacherKind {
+        /// A Hugging Face folder.
+        Local = "local",
+        /// A GGUF file, whose weights stay quantised.
+        Gguf = "gguf",
+    }
+}
+
+impl TeacherKind {
+    /// Of what lies at `path`: a file called .gguf, or else a folder.
+    pub fn of(path: &std::path::Path) -> Self {
+        let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+        if named && !path.is_dir() { Self::Gguf } else { Self::Local }
+    }
+
+    /// Where it computes when its own key says nothing: quantised weights are the CPU's.
+    pub fn device(self, default: DeviceChoice) -> DeviceChoice {
+        match self {
+            Self::Local => default,
+            Self::Gguf => DeviceChoice::Cpu,
+        }
+    }
+}
+
+words! {
     /// Which tokens of a row with a prompt count.
     LossOn { Completion = "completion", All = "all" }
 }
@@ -76,27 +102,27 @@ pub struct RunConfig {
 impl RunConfig {
     /// Opens the devices that teacher and student ask for, `default` where they ask for none.
     pub fn devices(&self, default: DeviceChoice) -> Result<Devices> {
-        let teacher = self.teacher.as_ref().map(|TeacherConfig::Local { device, .. }| device.unwrap_or(default));
+        let teacher = self.teacher.as_ref().map(|teacher| teacher.device.unwrap_or(teacher.kind.device(default)));
         let student = self.student.device.unwrap_or(default);
         Devices::open(teacher.unwrap_or(student), student)
     }
 
     /// How the teacher is held.
     pub fn teacher_dtype(&self) -> Dtype {
-        self.teacher.as_ref().map_or(Dtype::F32, |TeacherConfig::Local { dtype, .. }| *dtype)
+        self.teacher.as_ref().map_or(Dtype::F32, |teacher| teacher.dtype)
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum TeacherConfig {
-    /// A Hugging Face folder; `dtype` is how its frozen weights are held and multiplied. `device`: None is the command's.
-    Local {
-        path: PathBuf,
-        dtype: Dtype,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        device: Option<DeviceChoice>,
-    },
+pub struct TeacherConfig {
+    pub kind: TeacherKind,
+    /// A folder, or a GGUF file.
+    pub path: PathBuf,
+    /// How its frozen weights are held and multiplied; of a GGUF file, what its products round to.
+    pub dtype: Dtype,
+    /// None: the command's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceChoice>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -195,6 +195,18 @@ impl TextTokenizer {
         Some(format!("{count} tokens differ: {}; the highest ids are {ours} and {theirs}", examples.join(", ")))
     }
 
+    /// Where a list of tokens, by id, is another vocabulary than this one; None if it is the same. Names that only the list
+    /// has are its padding.
+    pub fn difference_from(&self, tokens: &[String]) -> Option<String> {
+        let other = |(token, id): &(&String, &u32)| tokens.get(**id as usize) != Some(*token);
+        let mut different: Vec<(&String, &u32)> = self.vocab.iter().filter(other).collect();
+        different.sort_by_key(|(_, id)| **id);
+        let (token, id) = different.first()?;
+        let theirs = tokens.get(**id as usize).map_or("absent".into(), |theirs| format!("\"{}\"", excerpt(theirs)));
+        let count = different.len();
+        Some(format!("{count} tokens differ: {id} is \"{}\" and {theirs}", excerpt(token)))
+    }
+
     /// The first special token in `text` at or after byte `from`: where it starts and ends.
     pub(super) fn find_special(&self, text: &str, from: usize) -> Option<(usize, usize)> {
         let bytes = text.as_bytes();

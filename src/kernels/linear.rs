@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::embedding::gather;
 use super::gemm::{Mat, MatMut, Panels, Precision, matmul};
 use super::storage::{overwrite, tensor, with_f32};
-use super::{GradSlot, math, rows_per_task};
+use super::{GradSlot, Quantised, math, rows_per_task};
 
 /// A matrix `[out, in]`, or any other tensor of a model.
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub enum Weight {
     Packed(Arc<Panels>),
     /// A frozen bf16 matrix on a GPU.
     Half(Tensor),
+    /// A frozen matrix as a GGUF file holds it, and what its products round to.
+    Quantised(Arc<Quantised>, Precision),
 }
 
 impl Weight {
@@ -49,13 +51,14 @@ impl Weight {
         match self {
             Self::Dense(tensor) | Self::Half(tensor) => tensor.dims().to_vec(),
             Self::Packed(packed) => vec![packed.outer(), packed.inner()],
+            Self::Quantised(matrix, _) => vec![matrix.outer(), matrix.inner()],
         }
     }
 
     pub fn device(&self) -> &Device {
         match self {
             Self::Dense(tensor) | Self::Half(tensor) => tensor.device(),
-            Self::Packed(_) => &Device::Cpu,
+            Self::Packed(_) | Self::Quantised(..) => &Device::Cpu,
         }
     }
 
@@ -72,6 +75,7 @@ impl Weight {
         match self {
             Self::Dense(tensor) | Self::Half(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
             Self::Packed(packed) => packed.bytes(),
+            Self::Quantised(matrix, _) => matrix.bytes(),
         }
     }
 
@@ -81,6 +85,7 @@ impl Weight {
             Self::Dense(_) => None,
             Self::Packed(packed) => Some(packed.precision()),
             Self::Half(_) => Some(Precision::Bf16),
+            Self::Quantised(_, precision) => Some(*precision),
         }
     }
 
@@ -88,7 +93,9 @@ impl Weight {
     pub fn dense(&self) -> Result<&Tensor> {
         match self {
             Self::Dense(tensor) => Ok(tensor),
-            Self::Packed(_) | Self::Half(_) => bail!("a frozen weight that was packed or rounded has no f32 tensor"),
+            Self::Packed(_) | Self::Half(_) | Self::Quantised(..) => {
+                bail!("a frozen weight that was packed or rounded has no f32 tensor")
+            }
         }
     }
 
@@ -97,6 +104,7 @@ impl Weight {
         match self {
             Self::Dense(tensor) => Ok(tensor.clone()),
             Self::Half(tensor) => tensor.to_dtype(DType::F32),
+            Self::Quantised(matrix, _) => tensor(matrix.values()?, (matrix.outer(), matrix.inner())),
             Self::Packed(packed) => self.gather(&(0..packed.outer() as u32).collect::<Vec<_>>()),
         }
     }
@@ -106,6 +114,7 @@ impl Weight {
         match self {
             Self::Dense(table) | Self::Half(table) => gather(table, indices),
             Self::Packed(packed) => tensor(packed.rows(indices), (indices.len(), packed.inner())),
+            Self::Quantised(matrix, _) => tensor(matrix.rows(indices)?, (indices.len(), matrix.inner())),
         }
     }
 
@@ -142,6 +151,7 @@ impl Weight {
                 weight.project(x, y, accumulate);
                 Ok(())
             }
+            Self::Quantised(matrix, precision) => matrix.project(x, y, *precision, accumulate),
             Self::Half(_) => bail!("a weight on a GPU was given rows on the CPU"),
         }
     }

@@ -15,8 +15,8 @@ use products::{Products, Size, block_operations};
 
 use super::{Outcome, build, out};
 use crate::cli::BenchArgs;
-use crate::config;
 use crate::config::plan::{Notice, Plan};
+use crate::config::{self, TeacherConfig, TeacherKind};
 use crate::corpus::{Batch, Loader, Row, RowRef};
 use crate::device::{Devices, Opened, gpu_peak};
 use crate::error::{Error, Result};
@@ -86,7 +86,9 @@ fn of_config(file: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
 
 /// Random tokens through models of the given shapes, every token a target.
 fn of_shapes(student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
-    let devices = Devices::open(args.device.choice, args.device.choice)?;
+    let choice = args.device.choice;
+    let teacher = args.teacher.as_deref().map_or(choice, |path| TeacherKind::of(path).device(choice));
+    let devices = Devices::open(teacher, choice)?;
     let device = &devices.student.device;
     let student = if student.is_dir() {
         build::load_model(student, true, device, screen)?
@@ -134,8 +136,10 @@ fn of_shapes(student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed>
 
 /// A model folder, or random weights in the shape of a config.json.
 fn local_teacher(path: &Path, args: &BenchArgs, devices: &Devices, screen: &Screen) -> Result<LocalTeacher> {
-    if path.is_dir() {
-        return build::load_teacher(path, args.teacher_dtype, devices, screen);
+    let kind = TeacherKind::of(path);
+    if path.is_dir() || kind == TeacherKind::Gguf {
+        let teacher = TeacherConfig { kind, path: path.to_owned(), dtype: args.teacher_dtype, device: None };
+        return build::load_teacher(&teacher, devices, screen);
     }
     let config = ModelConfig::read(path)?;
     let weights = fresh_weights(&config, 0)?;

@@ -132,7 +132,10 @@ fn the_defaults_are_the_documented_ones() {
     let teacher = place.path("conf/models/SmolLM2-135M-Instruct");
     let layers = vec![0, 1, 2, 6, 10, 14, 18, 22, 26, 29];
     assert_eq!(short.student.source, StudentSource::Pruned { from: teacher.clone(), layers });
-    assert_eq!(short.teacher, Some(TeacherConfig::Local { path: teacher, dtype: Dtype::F32, device: None }));
+    assert_eq!(
+        short.teacher,
+        Some(TeacherConfig { kind: TeacherKind::Local, path: teacher, dtype: Dtype::F32, device: None })
+    );
 }
 
 #[test]

@@ -8,7 +8,12 @@ fn paths_in_the_file_start_at_its_folder_and_those_of_set_at_the_working_directo
     let config = place.load(&[]).unwrap();
     assert_eq!(
         config.teacher,
-        Some(TeacherConfig::Local { path: place.path("conf/teacher"), dtype: Dtype::F32, device: None })
+        Some(TeacherConfig {
+            kind: TeacherKind::Local,
+            path: place.path("conf/teacher"),
+            dtype: Dtype::F32,
+            device: None
+        })
     );
     assert_eq!(config.student.source, StudentSource::Local { path: place.path("conf/student") });
     assert_eq!(config.data.train, [place.path("conf/train.jsonl")]);
@@ -24,7 +29,7 @@ fn paths_in_the_file_start_at_its_folder_and_those_of_set_at_the_working_directo
     let config = place.load(&set).unwrap();
     assert_eq!(
         config.teacher,
-        Some(TeacherConfig::Local { path: place.path("work/t"), dtype: Dtype::F32, device: None })
+        Some(TeacherConfig { kind: TeacherKind::Local, path: place.path("work/t"), dtype: Dtype::F32, device: None })
     );
     assert_eq!(config.student.source, StudentSource::Local { path: place.path("work/s") });
     assert_eq!(config.data.train, [place.path("work/a"), "/b".into()]);
@@ -38,7 +43,7 @@ fn one_place_has_one_spelling() {
     let place = Place::with(LEAST);
     for spelling in ["./t", "t/", "../work/t", "../conf/../work/./t"] {
         let config = place.load(&[&format!("teacher.path={spelling}")]).unwrap();
-        let Some(TeacherConfig::Local { path, .. }) = config.teacher else { panic!() };
+        let Some(TeacherConfig { path, .. }) = config.teacher else { panic!() };
         assert_eq!(path.to_str(), place.path("work/t").to_str(), "{spelling}");
     }
 }
@@ -51,7 +56,7 @@ fn a_hub_id_leads_to_the_cache_unless_a_folder_has_its_name() {
     std::fs::create_dir_all(model.join("snapshots/abc")).unwrap();
     std::fs::write(model.join("refs/main"), "abc").unwrap();
     let teacher = |set: &str| match place.load(&[set]).unwrap().teacher {
-        Some(TeacherConfig::Local { path, .. }) => path,
+        Some(TeacherConfig { path, .. }) => path,
         None => panic!(),
     };
     assert_eq!(teacher("teacher.path=org/tiny"), model.join("snapshots/abc"));

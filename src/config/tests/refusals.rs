@@ -78,7 +78,6 @@ fn an_unknown_key_is_refused_at_every_level_with_a_suggestion() {
 #[test]
 fn what_is_not_built_yet_is_refused_and_what_is_there_is_named() {
     for set in [
-        "teacher.kind=gguf",
         "teacher.kind=cache",
         "teacher.kind=api",
         "student.kind=lora",

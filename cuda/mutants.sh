@@ -2,7 +2,8 @@
 # mutants.sh [WORD]: plants the bugs of mutants.txt (those with WORD in their line) in a copy of our kernels, one at a time,
 # rebuilds the emulator with each, and runs the unit tests on it: every bug has to make one fail. Prints a table; exits
 # with 1 when a bug was missed.
-# Wants what toolkit.sh exports. About ten seconds for each bug.
+# Wants what toolkit.sh exports. About ten seconds for each bug. TESTS=FILE is the unit tests' binary where cargo is not to
+# build it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -n "${CUDA_HOME:-}" ] || { echo 'mutants.sh: CUDA_HOME is not set: eval "$(cuda/toolkit.sh DIR)"' >&2; exit 1; }
@@ -13,8 +14,8 @@ trap 'rm -rf "$work"' EXIT
 
 cuda/emulate.sh "$base"
 cp -a "$base" "$work/emulator"
-tests=$(cargo test --features cuda --lib --no-run --message-format=json 2>"$work/build.log" |
-  sed -n 's/.*"executable":"\([^"]*\)".*/\1/p') || { cat "$work/build.log" >&2; exit 1; }
+tests=${TESTS:-$(cargo test --features cuda --lib --no-run --message-format=json 2>"$work/build.log" |
+  sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')} || { cat "$work/build.log" >&2; exit 1; }
 run_tests() { REQUIRE_CUDA=1 CUDA_LAZY_PATH=$work/emulator timeout 300 "$tests" on_a_gpu; }
 run_tests > "$work/log" 2>&1 || { cat "$work/log"; echo "mutants.sh: the tests fail without any bug" >&2; exit 1; }
 grep '^test result' "$work/log"

@@ -59,13 +59,15 @@ struct Fibre {
     dim3 index;
     bool done = false;
     Waiting waiting = NOT;
-    uint64_t given = 0;  // to the other lanes
+    // To the other lanes, at even and odd exchanges: who gives again has seen all of them take the last but one.
+    uint64_t given[2] = {0, 0};
+    unsigned exchanges = 0;
 };
 std::vector<Fibre> fibres;
 std::vector<std::unique_ptr<char[]>> stacks;  // kept from block to block
 Context scheduler;
 int current;
-bool may_wait;
+bool may_wait, in_order;
 const std::function<void()> *kernel;
 
 [[noreturn]] void fail(const char *what) {
@@ -73,16 +75,25 @@ const std::function<void()> *kernel;
     abort();
 }
 
+// Straight to the warp's next lane where it is its turn: the scheduler would do no other.
+void leave() {
+    Fibre &from = fibres[current];
+    int next = current + 1;
+    bool its_turn = in_order && next % 32 && next < (int)fibres.size() && !fibres[next].done && fibres[next].waiting == NOT;
+    if (its_turn) current = next;
+    switch_to(from.context, its_turn ? fibres[next].context : scheduler);
+}
+
 void wait(Waiting what) {
     if (!may_wait) fail("a kernel without barriers waits at one");
     fibres[current].waiting = what;
-    switch_to(fibres[current].context, scheduler);
+    leave();
 }
 
 void start() {
     (*kernel)();
     fibres[current].done = true;
-    switch_to(fibres[current].context, scheduler);
+    leave();
 }
 
 // Lets the fibres of a warp go on once all of them stand at a barrier of the warp.
@@ -145,13 +156,12 @@ void wait_for_warp() { wait(FOR_WARP); }
 
 uint64_t exchange(unsigned mask, uint64_t bits, int lane) {
     if (mask != ~0u) fail("shuffles of a part of a warp are not emulated");
-    fibres[current].given = bits;
-    wait(FOR_WARP);  // all have given
+    int turn = fibres[current].exchanges++ % 2;
+    fibres[current].given[turn] = bits;
+    wait(FOR_WARP);
     int other = current / 32 * 32 + lane;
     bool there = lane >= 0 && lane < 32 && other < (int)fibres.size();
-    bits = fibres[there ? other : current].given;
-    wait(FOR_WARP);  // all have taken
-    return bits;
+    return fibres[there ? other : current].given[turn];
 }
 
 void run(const std::function<void()> &body, dim3 grid, dim3 size, size_t shared, bool barriers) {
@@ -161,6 +171,7 @@ void run(const std::function<void()> &body, dim3 grid, dim3 size, size_t shared,
     block_size = size;
     kernel = &body;
     may_wait = barriers;
+    in_order = !seed;
     unsigned threads = size.x * size.y * size.z;
     for (unsigned z = 0; z < grid.z; z++)
         for (unsigned y = 0; y < grid.y; y++)

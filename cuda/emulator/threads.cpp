@@ -165,8 +165,9 @@ uint64_t exchange(unsigned mask, uint64_t bits, int lane) {
 }
 
 void run(const std::function<void()> &body, dim3 grid, dim3 size, size_t shared, bool barriers) {
-    const char *seed = getenv("EMULATED_SEED");
-    std::mt19937 random(seed ? atoi(seed) : 0);
+    const char *text = getenv("EMULATED_SEED");
+    int seed = text ? atoi(text) : 0;
+    std::mt19937 random(seed);
     grid_size = grid;
     block_size = size;
     kernel = &body;

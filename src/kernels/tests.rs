@@ -181,7 +181,7 @@ fn weight_gradients_accumulate_over_calls_and_frozen_layers_have_none(device) {
 }
 
 fn rms_norm_equals_the_composed_formula_on_rows_and_on_heads(device) {
-    for (rows, width, heads) in [(1, 4, 1), (7, 33, 1), (50, 64, 1), (5, 8, 3)] {
+    for (rows, width, heads) in [(1, 4, 1), (7, 33, 1), (50, 64, 1), (150, 20, 1), (5, 8, 3)] {
         let (x, w) = (noise(&[rows, heads * width], 1), noise(&[width], 2));
         let (x_there, w_there) = (x.to_device(device).unwrap(), w.to_device(device).unwrap());
         let dw = slot(&w_there);
@@ -299,6 +299,71 @@ fn attention_over_cached_keys_equals_the_end_of_a_whole_row(device) {
     let (last, _) =
         shape.forward(&Spans::new(vec![Span { q: 0..5, k: 0..n }], device).unwrap(), &end, &k, &v).unwrap();
     assert_close(&last, &whole.narrow(0, n - 5, 5).unwrap(), "the last five queries");
+}
+
+fn attention_of_heads_wider_than_a_warp_equals_the_composed_graph(device) {
+    for (heads, kv_heads, head_dim, window) in [(2, 1, 33, None), (2, 2, 64, Some(9)), (2, 1, 80, None), (1, 1, 256, None)] {
+        let shape = AttentionShape { heads, kv_heads, head_dim, window };
+        let spans = [Span { q: 0..35, k: 0..35 }, Span { q: 35..38, k: 35..38 }];
+        attention_agrees(device, shape, &spans, 38, 38, &format!("attention {shape:?}"));
+    }
+}
+
+fn adamw_and_sums_of_squares_equal_plain_loops(device) {
+    for n in [1, 1000, 20_000] {
+        let tensors: [Tensor; 4] = [1, 2, 3, 4].map(|seed| noise_on(device, &[n], seed));
+        let [w, g, m, v] = &tensors;
+        let v = v.abs().unwrap();
+        let before = [w, g, m, &v].map(values);
+        let update = AdamWUpdate {
+            beta1: 0.9,
+            beta2: 0.6,
+            gradient_scale: 0.7,
+            step_size: 0.1,
+            inverse_correction2: 3.0,
+            epsilon: 0.05,
+            keep: 0.8,
+        };
+        let square = |x: &f32| (*x as f64).powi(2);
+        let [of_w, of_g] = [0, 1].map(|i| before[i].iter().map(square).sum::<f64>());
+        for (got, want) in sums_of_squares(&[w, g]).unwrap().iter().zip([of_w, of_g]) {
+            assert!((got - want).abs() <= 1e-6 * want, "{got} instead of {want}");
+        }
+        update.apply(w, g, m, &v).unwrap();
+        let mut want: [Vec<f32>; 3] = Default::default();
+        for i in 0..n {
+            let [w, g, m, v] = [0, 1, 2, 3].map(|of| before[of][i]);
+            let g = 0.7 * g;
+            let (m, v) = (0.9 * m + 0.1 * g, 0.6 * v + 0.4 * g * g);
+            want[0].push(0.8 * w - 0.1 * m / (3.0 * v.sqrt() + 0.05));
+            want[1].push(m);
+            want[2].push(v);
+        }
+        for (got, want) in [w, m, &v].into_iter().zip(want) {
+            assert_close(got, &Tensor::from_vec(want, n, &Device::Cpu).unwrap(), "adamw");
+        }
+    }
+}
+
+fn more_elements_than_a_grid_has_threads_are_all_computed(device) {
+    let n = (1 << 20) + 300;
+    let (gate, up) = (noise_on(device, &[1, n], 1), noise_on(device, &[1, n], 2));
+    let tail = |t: &Tensor| t.narrow(1, n - 300, 300).unwrap().contiguous().unwrap();
+    let small = swiglu(&tail(&gate), &tail(&up)).unwrap();
+    assert_close(&tail(&swiglu(&gate, &up).unwrap()), &small, "the last elements");
+}
+
+fn embedding_rows_are_added_to_what_is_there(device) {
+    let table = noise_on(device, &[3, 200], 1);
+    let rows = noise_on(device, &[4, 200], 2);
+    let row = |t: &Tensor, i: usize| t.narrow(0, i, 1).unwrap();
+    let want = [
+        (row(&table, 0) + row(&rows, 1)).unwrap(),
+        row(&table, 1).copy().unwrap(),
+        (((row(&table, 2) + row(&rows, 0)).unwrap() + row(&rows, 2)).unwrap() + row(&rows, 3)).unwrap(),
+    ];
+    add_rows(&table, &[2, 0, 2, 2], &rows).unwrap();
+    assert_close(&table, &Tensor::cat(&want, 0).unwrap(), "sums");
 }
 
 fn embedding_rows_are_gathered_and_scattered_in_place(device) {

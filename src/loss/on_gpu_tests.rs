@@ -131,6 +131,22 @@ fn impossible_tokens_and_large_logits_on_a_gpu_are_those_of_the_cpu() {
 }
 
 #[test]
+fn the_largest_logit_on_a_gpu_may_stand_anywhere_and_be_of_any_size() {
+    let Some(device) = device::for_tests() else { return };
+    for shift in [0.0, -1000.0] {
+        for at in [0, 31, 700, 2047, 2051] {
+            let mut all = Rows::new(2, 2052, 2052);
+            (all.teacher[at], all.student[2052 + at]) = (200.0, 200.0);
+            all.teacher.iter_mut().chain(&mut all.student).for_each(|x| *x += shift);
+            let scales = scales(1.0, 0.3);
+            // At 1000 the logits' own rounding is 6e-5, and so is that of their log-sums.
+            let got = all.on_a_gpu(scales, DType::F32, &device);
+            assert_agree(got, all.on_the_cpu(scales), 1e-4, &format!("{at}, {shift}"));
+        }
+    }
+}
+
+#[test]
 fn a_student_that_is_its_teacher_has_exactly_nothing_to_learn_on_a_gpu() {
     let Some(device) = device::for_tests() else { return };
     for vocab in [33, 4096] {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# mutants.sh [WORD]: plants the bugs of mutants.txt (those with WORD in their line) in a copy of our kernels, one at a time,
+# mutants.sh [PATTERN]: plants the bugs of mutants.txt (those whose line matches) in a copy of our kernels, one at a time,
 # rebuilds the emulator with each, and runs the unit tests on it: every bug has to make one fail. Prints a table; exits
 # with 1 when a bug was missed.
 # Wants what toolkit.sh exports. About ten seconds for each bug. TESTS=FILE is the unit tests' binary where cargo is not to
@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -n "${CUDA_HOME:-}" ] || { echo 'mutants.sh: CUDA_HOME is not set: eval "$(cuda/toolkit.sh DIR)"' >&2; exit 1; }
-word=${1:-}
+pattern=${1:-}
 base=${CARGO_TARGET_DIR:-target}/cuda/emulator
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -22,7 +22,7 @@ grep '^test result' "$work/log"
 
 caught=0 missed=0
 while IFS= read -r line; do
-  case $line in '' | '#'*) continue ;; *"$word"*) ;; *) continue ;; esac
+  if [[ -z $line || $line = '#'* || ! $line =~ $pattern ]]; then continue; fi
   file=${line%% | *} rest=${line#* | }
   expression=${rest% | *} what=${rest##* | }
   rm -rf "$work/kernels"
@@ -40,7 +40,8 @@ while IFS= read -r line; do
   code=0
   # A forgotten barrier may need another order of threads.
   for seed in '' 1 2; do
-    EMULATED_SEED=$seed run_tests > "$work/log" 2>&1 || { code=$?; break; }
+    EMULATED_SEED=$seed run_tests > "$work/log" 2>&1 || code=$?
+    if [ "$code" != 0 ]; then break; fi
   done
   if [ "$code" = 0 ]; then
     missed=$((missed + 1)) verdict=MISSED by=''

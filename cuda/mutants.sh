@@ -2,7 +2,7 @@
 # mutants.sh [PATTERN]: plants the bugs of mutants.txt (those whose line matches) in a copy of our kernels, one at a time,
 # rebuilds the emulator with each, and runs the unit tests on it: every bug has to make one fail. Prints a table; exits
 # with 1 when a bug was missed.
-# Wants what toolkit.sh exports. About ten seconds for each bug. TESTS=FILE is the unit tests' binary where cargo is not to
+# Wants what toolkit.sh exports. About six seconds for each bug. TESTS=FILE is the unit tests' binary where cargo is not to
 # build it.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -331,8 +331,8 @@ fn adamw_and_sums_of_squares_equal_plain_loops(device) {
         }
         update.apply(w, g, m, &v).unwrap();
         let mut want: [Vec<f32>; 3] = Default::default();
-        for i in 0..n {
-            let [w, g, m, v] = [0, 1, 2, 3].map(|of| before[of][i]);
+        let [w_before, g, m_before, v_before] = &before;
+        for ((w, g), (m, v)) in w_before.iter().zip(g).zip(m_before.iter().zip(v_before)) {
             let g = 0.7 * g;
             let (m, v) = (0.9 * m + 0.1 * g, 0.6 * v + 0.4 * g * g);
             want[0].push(0.8 * w - 0.1 * m / (3.0 * v.sqrt() + 0.05));

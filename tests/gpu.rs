@@ -33,7 +33,7 @@ fn a_run_has_the_losses_of_the_cpu_wherever_teacher_and_student_are() {
     let Some(bench) = bench("steps = 8\nweight_decay = 0.1") else { return };
     let want = losses(&bench, "cpu", &["--device", "cpu"]);
     assert_close(&losses(&bench, "gpu", &["--device", "cuda"]), &want, 1e-5, "both on a GPU");
-    let apart = losses(&bench, "teacher", &["--device", "cpu", "--set", "teacher.device=cuda:0"]);
+    let apart = losses(&bench, "teacher-apart", &["--device", "cpu", "--set", "teacher.device=cuda:0"]);
     assert_close(&apart, &want, 1e-5, "the teacher on a GPU");
     let apart = losses(&bench, "student", &["--device", "cuda", "--set", "teacher.device=cpu"]);
     assert_close(&apart, &want, 1e-5, "the student on a GPU");

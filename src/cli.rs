@@ -73,7 +73,7 @@ pub struct EvalArgs {
     /// Take teacher and its dtype, data, max_length, loss_on, chat_template and max_rows from a config; flags win
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The reference: a model folder or a Hugging Face id
+    /// The reference: a model folder, a GGUF file or a Hugging Face id
     #[arg(long, value_name = "PATH", required_unless_present = "config")]
     pub teacher: Option<PathBuf>,
     /// Held-out rows, JSONL
@@ -157,7 +157,7 @@ pub struct BenchArgs {
     /// Time the first steps of this run
     #[arg(long, value_name = "FILE", conflicts_with = "student")]
     pub config: Option<PathBuf>,
-    /// Instead of a run: a model folder, or a config.json for random weights in its shape
+    /// Instead of a run: a model folder, a GGUF file, or a config.json for random weights in its shape
     #[arg(long, value_name = "PATH", requires = "student")]
     pub teacher: Option<PathBuf>,
     /// Instead of a teacher: K random tokens per target, of equal probability, stand in for a stored signal
@@ -193,10 +193,11 @@ pub struct BenchArgs {
 #[command(after_help = "\
 Examples:
   distill inspect models/big           shape, parameters and tokenizer
+  distill inspect big.Q4_K_M.gguf      the same, its quantisation and metadata
   distill inspect run.toml             the resolved plan
   distill inspect runs/a               how far a run is")]
 pub struct InspectArgs {
-    /// A model, a checkpoint or a run folder, or a config
+    /// A model (folder or GGUF file), a checkpoint or a run folder, or a config
     #[arg(value_name = "PATH")]
     pub path: PathBuf,
 }

@@ -12,7 +12,9 @@ use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::hub;
 use crate::metrics::Screen;
-use crate::model::{ModelConfig, weight_files};
+use crate::model::gguf::Value;
+use crate::model::{Gguf, ModelConfig, weight_files};
+use crate::printable::printable;
 use crate::report::Summary;
 use crate::train::TrainState;
 use crate::units::{Bytes, Count, Rounded, Span};
@@ -51,15 +53,16 @@ fn inspect_file(path: &Path) -> Result<String> {
             let devices = config.devices(DeviceChoice::Auto)?;
             show_plan::with_estimate(&Plan::new(config, devices, &screen)?, &screen)
         }
+        Some("gguf") => gguf(path),
         _ => Err(Error::input(format!(
-            "{} is a file but no config (.toml); inspect takes a model folder, a checkpoint, a run or a config",
+            "{} is a file but no config (.toml) and no model (.gguf); inspect takes a model, a checkpoint, a run or a config",
             path.display()
         ))),
     }
 }
 
-fn model(folder: &Path) -> Result<String> {
-    let config = ModelConfig::read(folder)?;
+/// A model's shape, a line each.
+fn shape(config: &ModelConfig) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: String| out += &format!("{name:<16}{text}\n");
     let window = config.windows.iter().flatten().next().map_or(String::new(), |w| format!(", sliding window {w}"));
@@ -83,6 +86,43 @@ fn model(folder: &Path) -> Result<String> {
     }
     let parts: Vec<String> = groups.iter().map(|(name, n)| format!("{name} {}", Rounded(*n as u64))).collect();
     line("parameters", format!("{} ({})", Count(config.parameters() as u64), parts.join(", ")));
+    out
+}
+
+fn gguf(path: &Path) -> Result<String> {
+    let file = Gguf::open(path)?;
+    let mut out = shape(&file.config);
+    for (dtype, count, bytes) in file.types() {
+        out += &format!("{:<16}{count} tensors of {dtype}, {}\n", "weights", Bytes(bytes as u64));
+    }
+    let tokens = file.tokens().map_or("none".into(), |tokens| format!("{} tokens", Count(tokens.len() as u64)));
+    out += &format!("{:<16}{tokens}\nGGUF version {}\n", "vocabulary", file.header.version);
+    for (key, value) in &file.header.metadata {
+        out += &format!("  {key:<44}{}\n", shown(value));
+    }
+    Ok(out)
+}
+
+/// A value on one line; long ones by their beginning or number.
+fn shown(value: &Value) -> String {
+    const LONGEST: usize = 60;
+    match value {
+        Value::Text(text) => {
+            let line: String = printable(text).replace('\n', " ").chars().take(LONGEST).collect();
+            if text.chars().count() > LONGEST { line + " …" } else { line }
+        }
+        Value::Texts(list) => format!("{} texts", Count(list.len() as u64)),
+        Value::Numbers(list) => format!("{} numbers", Count(list.len() as u64)),
+        Value::Unsigned(n) => n.to_string(),
+        Value::Signed(n) => n.to_string(),
+        Value::Float(x) => x.to_string(),
+        Value::Bool(flag) => flag.to_string(),
+    }
+}
+
+fn model(folder: &Path) -> Result<String> {
+    let mut out = shape(&ModelConfig::read(folder)?);
+    let mut line = |name: &str, text: String| out += &format!("{name:<16}{text}\n");
     let files = weight_files(folder)?;
     let bytes: u64 = files.iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();
     line("weights", format!("{} in {} file{}", Bytes(bytes), files.len(), if files.len() == 1 { "" } else { "s" }));

@@ -68,6 +68,66 @@ impl Bench {
         "run.toml"
     }
 
+    /// The teacher of [`Self::with_teacher`] as teacher.gguf, in f32, written by candle; llama files keep the rows of queries
+    /// and keys for an interleaved rotation.
+    pub fn gguf_teacher(&self) -> &'static str {
+        use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+        let weights = self.path("teacher/student/model.safetensors");
+        let weights = candle_core::safetensors::load(weights, &candle_core::Device::Cpu).unwrap();
+        let number = |key: &str, n: u32| (format!("llama.{key}"), gguf_file::Value::U32(n));
+        let float = |key: &str, x: f32| (format!("llama.{key}"), gguf_file::Value::F32(x));
+        let vocabulary = std::fs::read(tokenizer().join("tokenizer.json")).unwrap();
+        let vocabulary = tokenizers::Tokenizer::from_bytes(vocabulary).unwrap();
+        let token = |id| gguf_file::Value::String(vocabulary.id_to_token(id).unwrap_or_else(|| format!("[PAD{id}]")));
+        let metadata = [
+            ("general.architecture".to_owned(), gguf_file::Value::String("llama".into())),
+            ("tokenizer.ggml.tokens".to_owned(), gguf_file::Value::Array((0..400).map(token).collect())),
+            number("block_count", 2),
+            number("context_length", 128),
+            number("embedding_length", 32),
+            number("feed_forward_length", 48),
+            number("attention.head_count", 4),
+            number("attention.head_count_kv", 2),
+            float("rope.freq_base", 10000.0),
+            float("attention.layer_norm_rms_epsilon", 1e-5),
+        ];
+        let renamed = |name: &str| {
+            let names = [
+                ("model.layers.", "blk."),
+                ("model.embed_tokens", "token_embd"),
+                ("model.norm", "output_norm"),
+                ("input_layernorm", "attn_norm"),
+                ("post_attention_layernorm", "ffn_norm"),
+                ("self_attn.q_proj", "attn_q"),
+                ("self_attn.k_proj", "attn_k"),
+                ("self_attn.v_proj", "attn_v"),
+                ("self_attn.o_proj", "attn_output"),
+                ("mlp.gate_proj", "ffn_gate"),
+                ("mlp.up_proj", "ffn_up"),
+                ("mlp.down_proj", "ffn_down"),
+            ];
+            names.iter().fold(name.to_owned(), |name, (from, to)| name.replace(from, to))
+        };
+        let tensors: Vec<(String, QTensor)> = weights
+            .iter()
+            .map(|(name, tensor)| {
+                let rotated = name.contains(".q_proj.") || name.contains(".k_proj.");
+                let (rows, columns) = (tensor.dims()[0], tensor.dims().get(1).copied().unwrap_or(1));
+                let stored = match rotated {
+                    true => tensor.reshape((rows / 8, 2, 4, columns)).unwrap().transpose(1, 2).unwrap(),
+                    false => tensor.clone(),
+                };
+                let stored = stored.contiguous().unwrap().reshape(tensor.shape()).unwrap();
+                (renamed(name), QTensor::quantize(&stored, GgmlDType::F32).unwrap())
+            })
+            .collect();
+        let mut file = std::fs::File::create(self.path("teacher.gguf")).unwrap();
+        let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+        let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        gguf_file::write(&mut file, &metadata, &tensors).unwrap();
+        "teacher.gguf"
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

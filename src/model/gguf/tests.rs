@@ -119,7 +119,7 @@ fn a_file_of_f32_gives_the_logits_of_the_folder_in_every_family() {
 
 #[test]
 fn a_quantised_file_gives_the_logits_of_its_dequantised_weights_and_takes_less() {
-    let folder = models().into_iter().find(|f| ModelConfig::read(f).unwrap().hidden_size % 32 == 0).unwrap();
+    let folder = models().into_iter().find(|f| ModelConfig::read(f).unwrap().hidden_size.is_multiple_of(32)).unwrap();
     for dtype in [GgmlDType::Q8_0, GgmlDType::Q4_1] {
         let bytes = write(&folder, dtype, &[]);
         let (_dir, path) = save(&bytes);

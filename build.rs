@@ -13,7 +13,10 @@ fn main() {
     }
     println!("cargo:rerun-if-env-changed=NVCC");
     println!("cargo:rerun-if-changed=src/kernels");
-    let nvcc = std::env::var("NVCC").unwrap_or_else(|_| "nvcc".into());
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    let home = || std::env::var("CUDA_HOME").ok().map(|home| format!("{home}/bin/nvcc"));
+    let there = |nvcc: &String| Path::new(nvcc).is_file();
+    let nvcc = std::env::var("NVCC").ok().or_else(|| home().filter(there)).unwrap_or_else(|| "nvcc".into());
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
     for source in sources(Path::new("src/kernels")) {
         let ptx = out.join(source.with_extension("ptx").file_name().expect("a file has a name"));

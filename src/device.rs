@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -63,12 +63,14 @@ pub struct Opened {
     pub device: Device,
     /// For the plan: which it is and, of a CPU that `auto` came to in a build for GPUs, why no GPU was taken.
     pub description: String,
+    /// Of a GPU, what its results depend on in their last bits.
+    pub hardware: Option<String>,
 }
 
 impl Opened {
     /// The CPU.
     pub fn cpu() -> Self {
-        Self { device: Device::Cpu, description: "cpu".into() }
+        Self { device: Device::Cpu, description: "cpu".into(), hardware: None }
     }
 }
 
@@ -80,7 +82,7 @@ pub fn open(choice: DeviceChoice) -> Result<Opened> {
             .map_err(|why| Error::input(format!("--device cuda:{n}: {why}; --device cpu runs without a GPU"))),
         DeviceChoice::Auto if !gpu::BUILT => Ok(Opened::cpu()),
         DeviceChoice::Auto => {
-            Ok(gpu::open(0).unwrap_or_else(|why| Opened { device: Device::Cpu, description: format!("cpu ({why})") }))
+            Ok(gpu::open(0).unwrap_or_else(|why| Opened { description: format!("cpu ({why})"), ..Opened::cpu() }))
         }
     }
 }
@@ -114,6 +116,16 @@ impl Devices {
     }
 }
 
+/// The tensor on `device`. From one GPU to another it returns only when it has arrived: the source's memory may be given to
+/// others as soon as it is dropped, and its own stream does not wait for the copy.
+pub fn moved(tensor: &Tensor, device: &Device) -> candle_core::Result<Tensor> {
+    let there = tensor.to_device(device)?;
+    if tensor.device().is_cuda() && device.is_cuda() && !tensor.device().same_device(device) {
+        device.synchronize()?;
+    }
+    Ok(there)
+}
+
 /// Free and total memory of a GPU, in bytes; None of the CPU.
 pub fn gpu_memory(device: &Device) -> Option<(u64, u64)> {
     device.is_cuda().then(|| gpu::memory(device)).flatten()
@@ -124,9 +136,9 @@ pub fn gpu_peak(device: &Device) -> Option<u64> {
     device.is_cuda().then(|| gpu::peak(device)).flatten()
 }
 
-/// Lets f32 products on GPUs round their operands to TF32, or not. For the whole process.
-pub fn allow_tf32(allow: bool) {
-    gpu::allow_tf32(allow);
+/// Lets f32 products on GPUs round their operands to TF32, or not, for the whole process. Returns whether they could before.
+pub fn allow_tf32(allow: bool) -> bool {
+    gpu::allow_tf32(allow)
 }
 
 /// The first GPU, for tests that also run on one. None where there is none: they are skipped, unless `REQUIRE_CUDA` is set.
@@ -182,5 +194,7 @@ mod gpu {
         None
     }
 
-    pub fn allow_tf32(_: bool) {}
+    pub fn allow_tf32(_: bool) -> bool {
+        false
+    }
 }

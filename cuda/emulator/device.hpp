@@ -87,6 +87,7 @@ using std::max;
 using std::min;
 using std::signbit;
 template <class T> T __ldg(const T *at) { return *at; }
+inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }

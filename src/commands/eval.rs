@@ -14,7 +14,7 @@ use crate::cli::EvalArgs;
 use crate::config::plan::{HeldOut, Notice, TeacherFiles, covers, encoder, model_folder, same_tokenizer};
 use crate::config::{self, ChatTemplate, Dtype, LossOn, OnBadRecord, RunConfig, TeacherConfig, TeacherKind};
 use crate::corpus::{Batch, CorpusIndex, Row, TextTokenizer};
-use crate::device::Devices;
+use crate::device::{DeviceChoice, Devices};
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, Interval, gap_closed};
 use crate::hub;
@@ -26,6 +26,7 @@ use crate::teacher::Teacher;
 /// What an evaluation works on: the config's values, over which the flags win.
 struct Request {
     teacher: TeacherConfig,
+    student_device: Option<DeviceChoice>,
     data: PathBuf,
     max_rows: usize,
     max_length: usize,
@@ -52,6 +53,7 @@ impl Request {
         let missing = |what: &str| Error::input(format!("the config has no {what} to evaluate with; give --{what}"));
         let data_config = config.as_ref().map(|c| &c.data);
         Ok(Self {
+            student_device: config.as_ref().and_then(|c| c.student.device),
             teacher: teacher.ok_or_else(|| missing("teacher"))?,
             data: data.ok_or_else(|| missing("data"))?,
             max_rows: args.max_rows.or(config.as_ref().map(|c| c.eval.max_rows)).unwrap_or(256),
@@ -84,7 +86,8 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let screen = Screen::stderr();
     let request = Request::new(args)?;
     let choice = args.device.choice;
-    let devices = Devices::open(request.teacher.kind.device(choice), choice)?;
+    let teacher_device = request.teacher.device.unwrap_or(request.teacher.kind.device(choice));
+    let devices = Devices::open(teacher_device, request.student_device.unwrap_or(choice))?;
     let device = &devices.student.device;
     if let Some(devices) = devices.describe() {
         screen.line(&format!("{:<11}{devices}", "devices"));

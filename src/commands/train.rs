@@ -306,10 +306,7 @@ impl<'a> Session<'a> {
 /// What results depend on in their last bits: the GPUs, or the CPU's instructions.
 fn hardware(plan: &Plan) -> String {
     let Devices { teacher, student } = &plan.devices;
-    let name = |opened: &Opened| match opened.device.is_cuda() {
-        true => opened.description.clone(),
-        false => Simd::level().name().to_owned(),
-    };
+    let name = |opened: &Opened| opened.hardware.clone().unwrap_or_else(|| Simd::level().name().to_owned());
     let (teacher, student) = (name(teacher), name(student));
     if teacher == student { student } else { format!("{teacher} (teacher), {student} (student)") }
 }

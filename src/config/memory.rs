@@ -7,6 +7,8 @@ use crate::model::ModelConfig;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Memory {
     pub teacher: u64,
+    /// Its head alone, which goes to the student's device if that is another.
+    pub teacher_head: u64,
     /// Weights, gradients and both moments.
     pub student: u64,
     /// What a micro-batch of the longest rows leaves for the backward pass, and the chunk of logits.
@@ -48,6 +50,7 @@ pub(super) fn estimate(
     let logits = (256 * vocab * F32).min(64 << 20) * if teacher.is_some() { 2 } else { 1 };
     Memory {
         teacher: config.teacher.as_ref().zip(teacher).map_or(0, |(config, model)| of_teacher(config, model)),
+        teacher_head: teacher.map_or(0, |t| F32 * (t.vocab_size * t.hidden_size) as u64),
         student: 4 * weights,
         activations: tokens
             .saturating_mul(per_token(student, config.train.checkpoint_activations) * F32)

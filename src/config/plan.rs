@@ -242,13 +242,21 @@ impl Place {
     }
 }
 
+/// What a GPU's context and cuBLAS take.
+const GPU_OVERHEAD: u64 = 512 << 20;
+
 /// What is needed where.
 fn places(memory: &Memory, devices: &Devices) -> Vec<Place> {
     let place = |opened: &Opened, needed: u64| match gpu_memory(&opened.device) {
-        Some((_, total)) => Place { name: opened.description.clone(), needed, there: Some(total) },
+        // Others may use it too; the context and cuBLAS take their share.
+        Some((free, _)) => Place {
+            name: format!("{} that is free", opened.description),
+            needed: needed.saturating_add(GPU_OVERHEAD),
+            there: Some(free),
+        },
         None => Place { name: "this machine".into(), needed, there: total_memory_bytes() },
     };
-    let student = memory.student.saturating_add(memory.activations);
+    let student = memory.student.saturating_add(memory.activations).saturating_add(memory.teacher_head);
     match devices.teacher.device.same_device(&devices.student.device) {
         true => vec![place(&devices.student, memory.total())],
         false => vec![place(&devices.teacher, memory.teacher), place(&devices.student, student)],

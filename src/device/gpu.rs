@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, result, sys};
-use candle_core::cuda_backend::set_gemm_reduced_precision_f32;
+use candle_core::cuda_backend::{gemm_reduced_precision_f32, set_gemm_reduced_precision_f32};
 use candle_core::{DType, Tensor};
 
 use super::{Device, Opened};
@@ -26,7 +26,8 @@ pub fn open(n: usize) -> Result<Opened, String> {
 fn open_anew(n: usize) -> candle_core::Result<Opened> {
     let device = Device::new_cuda_with_stream(n)?;
     let cuda = device.as_cuda_device()?;
-    // SAFETY: everything on this device goes through its one stream, in order.
+    // SAFETY: everything on this device goes through its one stream, in order, and what leaves for another is waited for
+    // (`moved`).
     unsafe { cuda.disable_event_tracking() };
     // A GPU that cannot run a kernel is none.
     let one = Tensor::zeros(1, DType::F32, &device)?.affine(1.0, 1.0)?.to_vec1::<f32>()?;
@@ -37,7 +38,17 @@ fn open_anew(n: usize) -> candle_core::Result<Opened> {
     let context = CudaContext::new(n).map_err(candle_core::Error::wrap)?;
     let name = context.name().map_err(candle_core::Error::wrap)?;
     let total = memory(&device).map_or(String::new(), |(_, total)| format!(", {} GiB", (total + (1 << 29)) >> 30));
-    Ok(Opened { device, description: format!("cuda:{n} ({name}{total})") })
+    let (major, minor) = driver();
+    let hardware = Some(format!("{name} with a driver for CUDA {major}.{minor}"));
+    Ok(Opened { device, description: format!("cuda:{n} ({name}{total})"), hardware })
+}
+
+/// The CUDA version of the driver; 0.0 where it does not say.
+fn driver() -> (i32, i32) {
+    let mut version = 0;
+    // SAFETY: writes one number.
+    unsafe { sys::cuDriverGetVersion(&mut version) };
+    (version / 1000, version % 1000 / 10)
 }
 
 /// The pool gives memory back to the driver at every synchronisation unless told to keep it. Only speed depends on it.
@@ -70,8 +81,10 @@ pub fn peak(device: &Device) -> Option<u64> {
     (code == sys::CUresult::CUDA_SUCCESS && bytes > 0).then_some(bytes)
 }
 
-pub fn allow_tf32(allow: bool) {
+pub fn allow_tf32(allow: bool) -> bool {
+    let before = gemm_reduced_precision_f32();
     set_gemm_reduced_precision_f32(allow);
+    before
 }
 
 /// What the driver's error code means to a user.
@@ -86,10 +99,16 @@ fn explain(n: usize, cause: &str) -> String {
             Ok(count) if count > 0 => format!("there are {count} GPUs, 0 to {}, and no {n}", count - 1),
             _ => format!("there is no GPU {n}"),
         }
-    } else if says("SYSTEM_DRIVER_MISMATCH") || says("INSUFFICIENT_DRIVER") || says("UNSUPPORTED_PTX_VERSION") {
+    } else if says("SYSTEM_DRIVER_MISMATCH") || says("UNSUPPORTED_PTX_VERSION") {
         "the NVIDIA driver is older than the CUDA this was built with".into()
+    } else if says("NO_BINARY_FOR_GPU") {
+        "this build has no code for that GPU (CUDA_COMPUTE_CAP=80 when building covers Ampere and later)".into()
+    } else if says("SYSTEM_NOT_READY") {
+        "the system is not ready for CUDA (on NVSwitch machines the fabric manager has to run)".into()
+    } else if says("OUT_OF_MEMORY") {
+        "its memory is full".into()
     } else if says("CUBLAS_STATUS_NOT_INITIALIZED") {
-        "libcublas was not found or does not start".into()
+        "libcublas was not found or does not start, or the GPU's memory is full".into()
     } else if says("CURAND_STATUS") {
         "libcurand was not found or does not start".into()
     } else {

@@ -4,7 +4,6 @@
 use std::ffi::c_void;
 
 use candle_core::cuda_backend::cudarc::cublas::{result::gemm_ex, sys as cublas};
-use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr, LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::{CudaStorage, gemm_reduced_precision_f32};
 use candle_core::{DType, Device, Result, Shape, Storage, Tensor, bail};
@@ -26,17 +25,16 @@ macro_rules! module {
 }
 pub(super) use module;
 
-/// How a kernel is spread: blocks in two dimensions, threads of a block, bytes of dynamic shared memory.
+/// How a kernel is spread: blocks in two dimensions, threads of a block.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Grid {
     pub blocks: (usize, usize),
     pub threads: u32,
-    pub shared: usize,
 }
 
 impl Grid {
     pub fn new(x: usize, y: usize, threads: u32) -> Self {
-        Self { blocks: (x, y), threads, shared: 0 }
+        Self { blocks: (x, y), threads }
     }
 
     /// For loops over `n` elements that step by the whole grid.
@@ -112,11 +110,6 @@ impl Module {
         };
         let values = args.iter().map(bytes).collect::<Result<Vec<_>>>()?;
         let function = device.get_or_load_custom_func(name, self.name, self.ptx)?;
-        // Beyond 48 KiB a kernel has to ask.
-        if grid.shared > 48 << 10 {
-            let attribute = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(attribute, grid.shared as i32).map_err(candle_core::Error::wrap)?;
-        }
         let mut builder = function.builder();
         for value in &values {
             match value {
@@ -128,7 +121,7 @@ impl Module {
         let config = LaunchConfig {
             grid_dim: (grid.blocks.0 as u32, grid.blocks.1 as u32, 1),
             block_dim: (grid.threads, 1, 1),
-            shared_mem_bytes: grid.shared as u32,
+            shared_mem_bytes: 0,
         };
         // SAFETY: the arguments are those the kernel declares, which its op's tests hold; its tensors live until the
         // stream has run it, because memory is freed in the stream's order.
@@ -220,6 +213,7 @@ pub(super) fn multiply(a: &Operand, b: &Operand, out: &Tensor, accumulate: bool)
     let leading = |x: &Operand| Ok::<_, candle_core::Error>(x.tensor.dim(1)? as i32);
     let (one, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
     let pointer = |t: &Tensor| Ok::<_, candle_core::Error>(address(t, &stream)? as *const c_void);
+    stream.context().bind_to_thread().map_err(candle_core::Error::wrap)?;
     // cuBLAS counts columns first: it is asked for outᵀ = bᵀ aᵀ.
     // SAFETY: shapes and leading dimensions are those of contiguous tensors, checked above.
     unsafe {

@@ -302,7 +302,7 @@ fn attention_over_cached_keys_equals_the_end_of_a_whole_row(device) {
 }
 
 fn attention_of_heads_wider_than_a_warp_equals_the_composed_graph(device) {
-    for (heads, kv_heads, head_dim, window) in [(2, 1, 33, None), (2, 2, 64, Some(9)), (2, 1, 80, None), (1, 1, 256, None)] {
+    for (heads, kv_heads, head_dim, window) in [(2, 1, 34, None), (2, 1, 130, Some(20)), (2, 2, 64, Some(9)), (2, 1, 80, None), (1, 1, 256, None)] {
         let shape = AttentionShape { heads, kv_heads, head_dim, window };
         let spans = [Span { q: 0..35, k: 0..35 }, Span { q: 35..38, k: 35..38 }];
         attention_agrees(device, shape, &spans, 38, 38, &format!("attention {shape:?}"));

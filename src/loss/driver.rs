@@ -10,6 +10,8 @@ use crate::signal::{TeacherRow, TeacherSignal};
 
 /// Elements a chunk of student logits may hold (64 MiB): larger chunks no longer speed the products up.
 const CHUNK_ELEMENTS: usize = 16 << 20;
+/// The same on a GPU (256 MiB).
+const GPU_CHUNK_ELEMENTS: usize = 64 << 20;
 /// Rows of a chunk at most.
 const CHUNK_ROWS: usize = 256;
 
@@ -37,9 +39,9 @@ impl ChunkedLogits {
         (CHUNK_ELEMENTS / vocab_size.max(1)).clamp(1, CHUNK_ROWS)
     }
 
-    /// The same on a GPU, where more rows keep it busier.
+    /// The same on a GPU, where each chunk passes over the head and its gradient in slower memory.
     pub(super) fn rows_on_gpu(vocab_size: usize) -> usize {
-        (CHUNK_ELEMENTS / vocab_size.max(1)).max(1)
+        (GPU_CHUNK_ELEMENTS / vocab_size.max(1)).max(1)
     }
 
     /// Calls `row(n, teacher, student, gradient)` for each of the N targets, in parallel within a chunk, and returns

@@ -20,6 +20,9 @@ impl Objective {
         scales: RowScales,
     ) -> Result<Output> {
         let (targets, vocab) = (hidden.dim(0)?, head.weight.dim(0)?);
+        if targets == 0 {
+            return Ok(Output { sums: self.sums_of(&[]), d_hidden: hidden.clone() });
+        }
         let signal = match (&self.divergence, signal) {
             (Some(_), None) => return Err(Error::run("a divergence was asked for without a teacher's signal")),
             (None, _) => None,
@@ -51,10 +54,6 @@ impl Objective {
             sums.push(of_rows);
             log_sums.extend(teacher_log_sum_exp);
             d_hidden.push(layer.backward(&chunk, &logits, None, head.precision)?);
-        }
-        if targets == 0 {
-            let d_hidden = hidden.zeros_like()?;
-            return Ok(Output { sums: self.sums_of(&[]), d_hidden });
         }
         if !log_sums.is_empty() {
             let log_sums: Vec<f32> = Tensor::cat(&log_sums, 0)?.to_vec1()?;

@@ -12,6 +12,7 @@ use super::parameter::{Parameter, Parameters};
 use super::tensors::{EMBEDDING, FINAL_NORM, HEAD};
 use super::weights::Weights;
 use crate::corpus::Batch;
+use crate::device::moved;
 use crate::error::{Error, Result};
 use crate::kernels::{Precision, RmsNorm, Rope, Span, Spans, add_rows};
 
@@ -60,7 +61,7 @@ impl Decoder {
     /// Builds the decoder on `device` around `weights`, which must be exactly the tensors of `config`, f32. All learn or
     /// none.
     pub fn new(config: ModelConfig, weights: Weights, trainable: bool, device: &Device) -> Result<Self> {
-        let there = weights.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?)));
+        let there = weights.into_iter().map(|(name, tensor)| Ok((name, moved(&tensor, device)?)));
         Self::from_parameters(config, Parameters::new(there.collect::<Result<_>>()?, trainable)?)
     }
 

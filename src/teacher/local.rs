@@ -6,6 +6,7 @@ use candle_core::Device;
 
 use super::Teacher;
 use crate::corpus::Batch;
+use crate::device::moved;
 use crate::error::Result;
 use crate::kernels::Precision;
 use crate::model::Decoder;
@@ -48,7 +49,7 @@ impl Teacher for LocalTeacher {
     }
 
     fn signal(&self, batch: &Batch, _needs: &Needs) -> Result<TeacherSignal> {
-        let states = self.decoder.hidden(batch)?.to_device(&self.loss_device)?;
+        let states = moved(&self.decoder.hidden(batch)?, &self.loss_device)?;
         Ok(TeacherSignal::Hidden { states, head: self.head.clone() })
     }
 }

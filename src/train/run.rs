@@ -197,6 +197,9 @@ impl Run<'_> {
 
     fn train_event(&self, report: &StepReport, learning_rate: f64, seconds: f64) -> metrics::Train {
         let n = report.sums.targets.max(1) as f64;
+        // A GPU is not waited for between the two: what each took is not known, only their sum.
+        let (teacher, student) = (report.phases.teacher, report.phases.student());
+        let apart = !self.stepper.student.device().is_cuda();
         metrics::Train {
             step: self.state.step,
             loss: report.loss,
@@ -206,8 +209,8 @@ impl Run<'_> {
             grad_norm: report.grad_norm,
             tokens: self.state.target_tokens,
             tokens_per_second: report.input_tokens as f64 / seconds,
-            teacher_seconds: self.stepper.objective.uses_teacher().then_some(report.phases.teacher.as_secs_f64()),
-            student_seconds: report.phases.student().as_secs_f64(),
+            teacher_seconds: (apart && self.stepper.objective.uses_teacher()).then_some(teacher.as_secs_f64()),
+            student_seconds: if apart { student } else { teacher + student }.as_secs_f64(),
             elapsed_seconds: self.state.elapsed_seconds + seconds,
         }
     }

@@ -18,7 +18,7 @@ use crate::cli::BenchArgs;
 use crate::config::plan::{Notice, Plan};
 use crate::config::{self, TeacherConfig, TeacherKind};
 use crate::corpus::{Batch, Loader, Row, RowRef};
-use crate::device::{Devices, Opened, gpu_peak};
+use crate::device::{Devices, Opened, allow_tf32, gpu_peak};
 use crate::error::{Error, Result};
 use crate::kernels::{Precision, Weight};
 use crate::loss::{ForwardKl, Objective};
@@ -238,6 +238,7 @@ fn time(
 
 /// The best of a few large f32 products on all threads, or on the GPU, in operations per second.
 fn gemm_peak(device: &Device) -> Result<f64> {
+    let allowed = allow_tf32(false);
     let n = if device.is_cuda() { 4096 } else { 1024 };
     let ones = |device| Ok::<_, Error>(Tensor::ones((n, n), DType::F32, device)?);
     let (a, b) = (ones(device)?, Weight::Dense(ones(device)?));
@@ -248,6 +249,7 @@ fn gemm_peak(device: &Device) -> Result<f64> {
         device.synchronize()?;
         best = best.min(started.elapsed());
     }
+    allow_tf32(allowed);
     Ok(2.0 * (n * n * n) as f64 / best.as_secs_f64())
 }
 

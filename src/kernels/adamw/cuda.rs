@@ -28,7 +28,7 @@ pub(super) fn apply(update: &AdamWUpdate, [w, g, m, v]: [&Tensor; 4]) -> Result<
 
 /// Partial sums of all tensors cross to the host at once, which adds them in order.
 pub(super) fn sums_of_squares(tensors: &[&Tensor]) -> Result<Vec<f64>> {
-    const BLOCKS: usize = 64;
+    const BLOCKS: usize = 512;
     let partial = empty((tensors.len(), BLOCKS), tensors[0].device())?;
     for (i, tensor) in tensors.iter().enumerate() {
         let (sums, n) = (partial.narrow(0, i, 1)?, tensor.elem_count() as u64);

@@ -7,10 +7,9 @@ use crate::kernels::cuda::{Arg, Grid, Module, empty, module, upload};
 
 const MODULE: Module = module!("attention");
 
-/// TILE, OTHERS and the threads of a block, as attention.cu has them.
-const TILE: usize = 16;
-const OTHERS: usize = 32;
-const THREADS: u32 = 128;
+/// TILE and THREADS of attention.cu.
+const TILE: usize = 64;
+const THREADS: u32 = 256;
 
 /// Spans as the kernels read them: see attention.cu.
 #[derive(Debug)]
@@ -34,6 +33,8 @@ impl Tables {
                 tiles.push([span.q.start + first, count, span.k.start, first + 1 + span.k.len() - span.q.len()]);
             }
         }
+        // Those with the most keys first, or they would be waited for.
+        tiles.sort_by_key(|&[_, _, _, end]| std::cmp::Reverse(end));
         let (mut key_tiles, mut ends, mut before) = (vec![], vec![], 0);
         for row in spans.chunk_by(|a, b| a.k.start == b.k.start) {
             let keys = extent(row).1;
@@ -59,16 +60,15 @@ fn tables(spans: &Spans) -> Result<&Tables> {
 }
 
 impl AttentionShape {
-    /// The kernel for heads of this size, over `tiles` of `heads` heads; `held` tensors' rows stay in shared memory.
-    fn launch(&self, kernel: &str, tiles: usize, heads: usize, held: usize, args: &[&[Arg]]) -> Result<()> {
+    /// The kernel for heads of this size, over `tiles` of `heads` heads.
+    fn launch(&self, kernel: &str, tiles: usize, heads: usize, args: &[&[Arg]]) -> Result<()> {
         let d = self.head_dim;
         let largest = match [64, 128, 256].into_iter().find(|&largest| d <= largest) {
-            Some(largest) => largest,
-            None => bail!("heads of {d} dimensions; the GPU's attention takes up to 256"),
+            Some(largest) if d.is_multiple_of(2) => largest,
+            _ => bail!("heads of {d} dimensions; the GPU's attention takes even numbers up to 256"),
         };
-        let shared = (held * TILE * d + 2 * OTHERS * (d + 1)) * size_of::<f32>();
-        let grid = Grid { shared, ..Grid::new(tiles, heads, THREADS) };
-        MODULE.launch(&format!("{kernel}_{largest}"), grid, &[&args.concat()[..], &self.arguments()].concat())
+        let args = [&args.concat()[..], &self.arguments()].concat();
+        MODULE.launch(&format!("{kernel}_{largest}"), Grid::new(tiles, heads, THREADS), &args)
     }
 
     /// heads, kv_heads, head_dim, window and scale, as every kernel's last arguments.
@@ -81,7 +81,7 @@ impl AttentionShape {
         let tables = tables(spans)?;
         let (out, lse) = (empty(q.shape(), q.device())?, empty((q.dim(0)?, self.heads), q.device())?);
         let tensors: [Arg; 6] = [q.into(), k.into(), v.into(), (&out).into(), (&lse).into(), (&tables.tiles).into()];
-        self.launch("attention_forward", tables.tiles.elem_count() / 4, self.heads, 1, &[&tensors])?;
+        self.launch("attention_forward", tables.tiles.elem_count() / 4, self.heads, &[&tensors])?;
         Ok((out, lse))
     }
 
@@ -106,7 +106,7 @@ impl AttentionShape {
         let common: [Arg; 6] = [q.into(), k.into(), v.into(), dout.into(), lse.into(), (&delta).into()];
         let own = [Arg::from(&dq), (&tables.tiles).into()];
         let tiles = tables.tiles.elem_count() / 4;
-        self.launch("attention_backward_queries", tiles, self.heads, 2, &[&common, &own])?;
+        self.launch("attention_backward_queries", tiles, self.heads, &[&common, &own])?;
         let own: [Arg; 5] = [
             (&dk).into(),
             (&dv).into(),
@@ -115,7 +115,7 @@ impl AttentionShape {
             (&tables.spans).into(),
         ];
         let tiles = tables.key_tile_ends.elem_count();
-        self.launch("attention_backward_keys", tiles, self.kv_heads, 2, &[&common, &own])?;
+        self.launch("attention_backward_keys", tiles, self.kv_heads, &[&common, &own])?;
         Ok([dq, dk, dv])
     }
 }

@@ -6,8 +6,10 @@ use super::{RowScales, RowSums, TeacherRows};
 use crate::kernels::cuda::{Grid, Module, empty, module};
 
 const MODULE: Module = module!("divergence");
-/// Threads of a row's block, as divergence.cu has them.
+/// THREADS of divergence.cu.
 const THREADS: u32 = 512;
+/// MAX_TOP_K of divergence.cu.
+const MAX_TOP_K: usize = 2048;
 
 /// The kernel for rows of the tensor's dtype.
 fn named(kernel: &str, student: &Tensor) -> Result<String> {
@@ -43,10 +45,13 @@ pub(super) fn forward_kl(
         }
         TeacherRows::TopK { ids, log_probabilities, log_tails } => {
             let k = ids.dim(1)?;
+            if k > MAX_TOP_K {
+                bail!("{k} stored tokens per target; the GPU takes up to {MAX_TOP_K}");
+            }
             let tensors =
                 [ids.into(), log_probabilities.into(), log_tails.into(), student.into(), labels.into(), (&sums).into()];
             let (name, counts) = (named("forward_kl_top_k", student)?, [vocab.into(), k.into()]);
-            let grid = Grid { shared: k * size_of::<f32>(), ..Grid::new(rows, 1, THREADS) };
+            let grid = Grid::new(rows, 1, THREADS);
             MODULE.launch(&name, grid, &[&tensors[..], &counts, &scalars].concat())?;
             Ok(RowSums { sums, teacher_log_sum_exp: None })
         }

@@ -1,240 +1,345 @@
-// Losses over rows of logits, one block per row: the student's row is replaced by its gradient. The CPU's row functions in
-// src/loss are the reference; divergence.rs is the contract.
+// Divergences and cross-entropy of rows of logits, as in loss/: a block per target. Each row is read twice, once for
+// log Σ exp and once for what follows from it, and the student's row becomes its gradient on the way.
 //
-// A row passes twice: once for the sums of exponentials of both sides, once for value and gradient. Sums are f32 whatever
-// the logits are, thread by thread and then in a tree: reproducible.
+// Blocks are 32 n threads, up to THREADS, on which results depend in their last bits; 512 let two rows share a
+// multiprocessor. Rows are read fastest where they start at a multiple of 16 bytes.
+
+#include <cfloat>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
 #include "common.cuh"
 
-// Four neighbours at once, where they lie on a multiple of their size.
-__device__ inline void load(const float *from, float (&x)[4]) {
-    float4 four = *reinterpret_cast<const float4 *>(from);
-    x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
-}
-__device__ inline void store(float *to, const float (&x)[4]) {
-    *reinterpret_cast<float4 *>(to) = make_float4(x[0], x[1], x[2], x[3]);
-}
-template <class T> struct alignas(8) Four { T x[4]; };
-template <class T> __device__ inline void load(const T *from, float (&x)[4]) {
-    Four<T> four = *reinterpret_cast<const Four<T> *>(from);
-    for (int i = 0; i < 4; i++) x[i] = (float)four.x[i];
-}
-template <class T> __device__ inline void store(T *to, const float (&x)[4]) {
-    Four<T> four;
-    for (int i = 0; i < 4; i++) four.x[i] = (T)x[i];
-    *reinterpret_cast<Four<T> *>(to) = four;
-}
-template <class T> __device__ inline bool aligned(const T *row) {
-    return reinterpret_cast<size_t>(row) % (4 * sizeof(T)) == 0;
-}
+// Tokens that a truncated teacher may know, at most.
+#define MAX_TOP_K 2048
+#define THREADS 512
 
-// Running sums of exp((z - largest) / T) and, unless T = 1, of exp(z - largest).
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(__half x) { return __half2float(x); }
+
+__device__ inline void from_float(float x, float& to) { to = x; }
+__device__ inline void from_float(float x, __nv_bfloat16& to) { to = __float2bfloat16(x); }
+__device__ inline void from_float(float x, __half& to) { to = __float2half(x); }
+
+// a − b as it is rounded, not fused with a product that a or b comes from: 0 where they are equal.
+__device__ inline float difference(float a, float b) { return __fsub_rn(a, b); }
+
+template <class T>
+struct alignas(16) Vector {
+    static constexpr int LENGTH = 16 / sizeof(T);
+    T x[LENGTH];
+};
+
+__device__ inline bool aligned(const void* row) { return (size_t)row % 16 == 0; }
+
+// How the block's threads walk along a row: each takes LENGTH elements a step, neighbours if ALIGNED (one load, then),
+// every blockDim-th otherwise.
+template <class T, bool ALIGNED>
+struct Walk {
+    static constexpr int LENGTH = Vector<T>::LENGTH;
+
+    __device__ static unsigned step() { return blockDim.x * LENGTH; }
+
+    __device__ static unsigned index(unsigned start, int n) {
+        return start + (ALIGNED ? threadIdx.x * LENGTH + n : n * blockDim.x + threadIdx.x);
+    }
+
+    // −∞ beyond the row's end: the logit of a token that is not there.
+    __device__ static void load(const T* row, unsigned start, unsigned length, float (&x)[LENGTH]) {
+        const unsigned first = index(start, 0);
+        if (ALIGNED && first + LENGTH <= length) {
+            const Vector<T> vector = *(const Vector<T>*)(row + first);
+#pragma unroll
+            for (int n = 0; n < LENGTH; n++) x[n] = to_float(vector.x[n]);
+            return;
+        }
+#pragma unroll
+        for (int n = 0; n < LENGTH; n++) x[n] = index(start, n) < length ? to_float(row[index(start, n)]) : -INFINITY;
+    }
+
+    __device__ static void store(T* row, unsigned start, unsigned length, const float (&x)[LENGTH]) {
+        const unsigned first = index(start, 0);
+        if (ALIGNED && first + LENGTH <= length) {
+            Vector<T> vector;
+#pragma unroll
+            for (int n = 0; n < LENGTH; n++) from_float(x[n], vector.x[n]);
+            *(Vector<T>*)(row + first) = vector;
+            return;
+        }
+#pragma unroll
+        for (int n = 0; n < LENGTH; n++)
+            if (index(start, n) < length) from_float(x[n], row[index(start, n)]);
+    }
+};
+
+// log softmax(z / T). The largest logit is subtracted from a logit first, so that large ones lose nothing.
+struct LogSoftmax {
+    float largest, inverse_temperature, log_sum;
+
+    __device__ float operator()(float z) const { return fmaf(z - largest, inverse_temperature, -log_sum); }
+    __device__ float log_sum_exp() const { return fmaf(largest, inverse_temperature, log_sum); }
+};
+
+// At T and at 1.
+struct LogSoftmaxes {
+    LogSoftmax at_temperature, at_one;
+};
+
+// Σ exp((z − largest) / T) over the logits met so far; at T = 1 too, if that is another sum.
 struct Exponentials {
-    float inverse_temperature, largest = -INFINITY, tempered = 0.0f, plain = 0.0f;
+    float inverse_temperature, largest, sum, sum_at_one;
+    bool both;
 
-    __device__ explicit Exponentials(float inverse_temperature) : inverse_temperature(inverse_temperature) {}
-    __device__ float of(float z) const { return expf((z - largest) * inverse_temperature); }
-    __device__ void add(float z) {
-        if (z == -INFINITY) return;
-        if (z > largest) {
-            float before = largest;
-            largest = z;
-            tempered *= expf((before - z) * inverse_temperature);
-            if (inverse_temperature != 1.0f) plain *= expf(before - z);
+    __device__ explicit Exponentials(float inverse_temperature, bool both = false)
+        : inverse_temperature(inverse_temperature),
+          largest(-FLT_MAX), // finite: where all logits are −∞ there is no ∞ − ∞
+          sum(0.0f),
+          sum_at_one(0.0f),
+          both(both && inverse_temperature != 1.0f) {}
+
+    template <int N>
+    __device__ void add(const float (&z)[N]) {
+        float most = largest;
+#pragma unroll
+        for (int n = 0; n < N; n++) most = fmaxf(most, z[n]);
+        rescale(most);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            sum += expf((z[n] - largest) * inverse_temperature);
+            if (both) sum_at_one += expf(z[n] - largest);
         }
-        tempered += of(z);
-        if (inverse_temperature != 1.0f) plain += expf(z - largest);
     }
-    // Over the threads of the block.
-    __device__ void gather() {
-        float all = block_max(largest);
-        bool none = largest == -INFINITY;
-        tempered = block_sum(none ? 0.0f : tempered * expf((largest - all) * inverse_temperature));
-        plain = inverse_temperature == 1.0f ? tempered : block_sum(none ? 0.0f : plain * expf(largest - all));
-        largest = all;
+
+    __device__ void rescale(float to) {
+        if (to == largest) return;
+        sum *= expf((largest - to) * inverse_temperature);
+        if (both) sum_at_one *= expf(largest - to);
+        largest = to;
     }
-    __device__ float log_sum() const { return largest * inverse_temperature + logf(tempered); }
-    __device__ float plain_log_sum() const { return largest + logf(plain); }
+
+    // Of what all threads have met.
+    __device__ LogSoftmaxes over_block() {
+        rescale(block_max(largest));
+        const LogSoftmax at_temperature = {largest, inverse_temperature, logf(block_sum(sum))};
+        if (!both) return {at_temperature, at_temperature};
+        return {at_temperature, {largest, 1.0f, logf(block_sum(sum_at_one))}};
+    }
 };
 
-__device__ inline float log_probability(float z, float inverse_temperature, float log_sum) {
-    return z * inverse_temperature - log_sum;
+template <class Walk, class T>
+__device__ void add_row(Exponentials& sums, const T* row, unsigned length) {
+    for (unsigned start = 0; start < length; start += Walk::step()) {
+        float z[Walk::LENGTH];
+        Walk::load(row, start, length, z);
+        sums.add(z);
+    }
 }
 
-// A divergence of whole rows: what one token adds to its value, and the gradient by the student's tempered logit.
-// Another one is another such struct.
+// How hard labels pull: label_scale · (q − 1[label]) is added to the gradient.
+struct Label {
+    unsigned id;
+    float logit, scale;
+
+    template <class T>
+    __device__ Label(unsigned id, const T* row, float scale) : id(id), logit(to_float(row[id])), scale(scale) {}
+
+    __device__ float gradient(unsigned i, float q) const { return scale * (q - (i == id ? 1.0f : 0.0f)); }
+};
+
+// A divergence is a sum of terms over tokens, with a gradient by each z / T that follows from the token alone. Others
+// are structs with the same functions and their parameters as members; one whose gradient takes another sum over the
+// row (such as D itself) adds a pass for it.
 struct ForwardKl {
-    __device__ static float value(float p, float log_p, float log_q) { return p > 0.0f ? p * (log_p - log_q) : 0.0f; }
-    __device__ static float gradient(float p, float q) { return q - p; }
+    // 0 · log 0 = 0: log p may be −∞ here.
+    __device__ float term(float p, float log_p, float log_q) const { return p > 0.0f ? p * (log_p - log_q) : 0.0f; }
+    __device__ float gradient(float p, float q) const { return difference(q, p); }
 };
 
-template <class Divergence, class T>
-__device__ inline void rows(const T *teacher, T *student, const unsigned *labels, float *sums, float *teacher_lse,
-                            unsigned vocab, unsigned teacher_stride, unsigned shared, float inverse_temperature,
-                            float divergence_scale, float label_scale) {
-    teacher += (size_t)blockIdx.x * teacher_stride;
-    student += (size_t)blockIdx.x * vocab;
-    unsigned label = labels[blockIdx.x];
-    float of_label = (float)student[label];
-    unsigned by_four = aligned(teacher) && aligned(student) ? shared / 4 * 4 : 0;
-
-    Exponentials p_sum(inverse_temperature), q_sum(inverse_temperature);
-    for (unsigned i = 4 * threadIdx.x; i < by_four; i += 4 * blockDim.x) {
-        float y[4], z[4];
-        load(teacher + i, y);
-        load(student + i, z);
-        for (int j = 0; j < 4; j++) {
-            p_sum.add(y[j]);
-            q_sum.add(z[j]);
+template <class Walk, class Divergence, class T>
+__device__ void divergence_row(const Divergence& divergence, const T* teacher, T* student, Label label, float* sums,
+                               float* teacher_lse, unsigned vocab, unsigned shared, float inverse_temperature,
+                               float divergence_scale) {
+    Exponentials of_teacher(inverse_temperature), of_student(inverse_temperature, true);
+    for (unsigned start = 0; start < vocab; start += Walk::step()) {
+        float y[Walk::LENGTH], z[Walk::LENGTH];
+        Walk::load(teacher, start, shared, y);
+        Walk::load(student, start, vocab, z);
+        of_teacher.add(y);
+        of_student.add(z);
+    }
+    const LogSoftmax log_p = of_teacher.over_block().at_temperature;
+    const LogSoftmaxes log_q = of_student.over_block();
+    const float scale = divergence_scale * inverse_temperature;
+    float sum = 0.0f;
+    for (unsigned start = 0; start < vocab; start += Walk::step()) {
+        float y[Walk::LENGTH], z[Walk::LENGTH];
+        Walk::load(teacher, start, shared, y);
+        Walk::load(student, start, vocab, z);
+#pragma unroll
+        for (int n = 0; n < Walk::LENGTH; n++) {
+            const float log_p_i = log_p(y[n]), log_q_i = log_q.at_temperature(z[n]);
+            const float p = expf(log_p_i), q = expf(log_q_i);
+            sum += divergence.term(p, log_p_i, log_q_i);
+            float gradient = scale * divergence.gradient(p, q);
+            if (label.scale != 0.0f) {
+                const float q_at_one = inverse_temperature == 1.0f ? q : expf(log_q.at_one(z[n]));
+                gradient += label.gradient(Walk::index(start, n), q_at_one);
+            }
+            z[n] = gradient;
         }
+        Walk::store(student, start, vocab, z);
     }
-    for (unsigned i = by_four + threadIdx.x; i < vocab; i += blockDim.x) {
-        if (i < shared) p_sum.add((float)teacher[i]);
-        q_sum.add((float)student[i]);
-    }
-    p_sum.gather();
-    q_sum.gather();
-    float p_log_sum = p_sum.log_sum(), q_log_sum = q_sum.log_sum(), label_log_sum = q_sum.plain_log_sum();
+    sum = block_sum(sum);
+    if (threadIdx.x > 0) return;
+    sums[0] = sum;
+    sums[1] = -log_q.at_one(label.logit);
+    *teacher_lse = log_p.log_sum_exp();
+}
 
-    float value = 0.0f, scale = divergence_scale * inverse_temperature;
-    auto token = [&](unsigned i, float y, float z) {
-        float log_p = log_probability(y, inverse_temperature, p_log_sum);
-        float log_q = log_probability(z, inverse_temperature, q_log_sum);
-        float p = expf(log_p), q = expf(log_q);
-        value += Divergence::value(p, log_p, log_q);
-        float gradient = scale * Divergence::gradient(p, q);
-        if (label_scale != 0.0f) {
-            float plain = inverse_temperature == 1.0f ? q : expf(z - label_log_sum);
-            gradient += label_scale * (plain - (i == label ? 1.0f : 0.0f));
+template <class Walk, class T>
+__device__ void cross_entropy_row(T* student, Label label, float* sums, unsigned vocab) {
+    Exponentials exponentials(1.0f);
+    add_row<Walk>(exponentials, student, vocab);
+    const LogSoftmax log_q = exponentials.over_block().at_one;
+    for (unsigned start = 0; start < vocab; start += Walk::step()) {
+        float z[Walk::LENGTH];
+        Walk::load(student, start, vocab, z);
+#pragma unroll
+        for (int n = 0; n < Walk::LENGTH; n++) z[n] = label.gradient(Walk::index(start, n), expf(log_q(z[n])));
+        Walk::store(student, start, vocab, z);
+    }
+    if (threadIdx.x > 0) return;
+    sums[0] = 0.0f;
+    sums[1] = -log_q(label.logit);
+}
+
+// The teacher's k known tokens and one bucket for all others, on both sides.
+template <class Walk, class T>
+__device__ void forward_kl_top_k_row(const unsigned* ids, const float* log_probabilities, float log_p_rest, T* student,
+                                     float* known, Label label, float* sums, unsigned vocab, unsigned k,
+                                     float inverse_temperature, float divergence_scale) {
+    const ForwardKl divergence;
+    // The known tokens leave the row: what the others hold is a sum over them, because 1 − Σ would cancel.
+    for (unsigned i = threadIdx.x; i < k; i += blockDim.x) known[i] = to_float(student[ids[i]]);
+    __syncthreads(); // every thread has read the label's logit
+    for (unsigned i = threadIdx.x; i < k; i += blockDim.x) from_float(-INFINITY, student[ids[i]]);
+    __syncthreads();
+    Exponentials of_rest(inverse_temperature, true), of_teacher(inverse_temperature);
+    add_row<Walk>(of_rest, student, vocab);
+    Exponentials of_student = of_rest;
+    for (unsigned i = threadIdx.x; i < k; i += blockDim.x) {
+        of_student.add({known[i]});
+        of_teacher.add({log_probabilities[i]});
+    }
+    const LogSoftmaxes log_q = of_student.over_block();
+    LogSoftmax log_share = of_rest.over_block().at_temperature; // within the rest
+    const LogSoftmax log_p_known = of_teacher.over_block().at_temperature;
+    // What the known tokens hold together at this temperature: 1 − p_rest, exact where the rest is small.
+    const float log_known = logf(fmaxf(-expm1f(log_p_rest), 0.0f));
+    const float log_q_rest = log_q.at_temperature(log_share.largest) + log_share.log_sum;
+    const float scale = divergence_scale * inverse_temperature;
+    // Shares within the rest times one factor: no difference of large numbers however sure the student is.
+    const float pull = scale * (expf(log_q_rest) - expf(log_p_rest));
+    if (log_share.log_sum == -INFINITY) log_share.log_sum = 0.0f; // no rest: shares of 0
+    for (unsigned start = 0; start < vocab; start += Walk::step()) {
+        float z[Walk::LENGTH];
+        Walk::load(student, start, vocab, z);
+#pragma unroll
+        for (int n = 0; n < Walk::LENGTH; n++) {
+            float gradient = pull * expf(log_share(z[n]));
+            if (label.scale != 0.0f) gradient += label.gradient(Walk::index(start, n), expf(log_q.at_one(z[n])));
+            z[n] = gradient;
         }
-        return gradient;
-    };
-    for (unsigned i = 4 * threadIdx.x; i < by_four; i += 4 * blockDim.x) {
-        float y[4], z[4];
-        load(teacher + i, y);
-        load(student + i, z);
-        for (int j = 0; j < 4; j++) z[j] = token(i + j, y[j], z[j]);
-        store(student + i, z);
+        Walk::store(student, start, vocab, z);
     }
-    for (unsigned i = by_four + threadIdx.x; i < vocab; i += blockDim.x)
-        student[i] = (T)token(i, i < shared ? (float)teacher[i] : -INFINITY, (float)student[i]);
-    value = block_sum(value);
-    if (threadIdx.x == 0) {
-        sums[2 * blockIdx.x] = value;
-        sums[2 * blockIdx.x + 1] = label_log_sum - of_label;
-        teacher_lse[blockIdx.x] = p_log_sum;
+    __syncthreads(); // the known tokens' gradients replace what the loop wrote
+    float sum = 0.0f;
+    for (unsigned i = threadIdx.x; i < k; i += blockDim.x) {
+        const float log_p_i = log_p_known(log_probabilities[i]) + log_known, log_q_i = log_q.at_temperature(known[i]);
+        const float p = expf(log_p_i), q = expf(log_q_i);
+        sum += divergence.term(p, log_p_i, log_q_i);
+        float gradient = scale * divergence.gradient(p, q);
+        if (label.scale != 0.0f) gradient += label.gradient(ids[i], expf(log_q.at_one(known[i])));
+        from_float(gradient, student[ids[i]]);
     }
+    sum = block_sum(sum);
+    if (threadIdx.x > 0) return;
+    sums[0] = sum + divergence.term(expf(log_p_rest), log_p_rest, log_q_rest);
+    sums[1] = -log_q.at_one(label.logit);
+}
+
+// Calls run with the walk along rows of this alignment.
+template <class T, class Run>
+__device__ void walk(bool aligned, const Run& run) {
+    if (aligned)
+        run(Walk<T, true>());
+    else
+        run(Walk<T, false>());
+}
+
+template <class T, class Divergence>
+__device__ void divergence(const Divergence& divergence, const T* teacher, T* student, const unsigned* labels,
+                           float* sums, float* teacher_lse, unsigned vocab, unsigned teacher_stride, unsigned shared,
+                           float inverse_temperature, float divergence_scale, float label_scale) {
+    const size_t row = blockIdx.x;
+    teacher += row * teacher_stride;
+    student += row * vocab;
+    const Label label(labels[row], student, label_scale);
+    walk<T>(aligned(teacher) && aligned(student), [&](auto walk) {
+        divergence_row<decltype(walk)>(divergence, teacher, student, label, sums + 2 * row, teacher_lse + row, vocab,
+                                       shared, inverse_temperature, divergence_scale);
+    });
 }
 
 template <class T>
-__device__ inline void label_rows(T *student, const unsigned *labels, float *sums, unsigned vocab, float label_scale) {
-    student += (size_t)blockIdx.x * vocab;
-    unsigned label = labels[blockIdx.x], by_four = aligned(student) ? vocab / 4 * 4 : 0;
-    float of_label = (float)student[label];
-    Exponentials q_sum(1.0f);
-    for (unsigned i = 4 * threadIdx.x; i < by_four; i += 4 * blockDim.x) {
-        float z[4];
-        load(student + i, z);
-        for (int j = 0; j < 4; j++) q_sum.add(z[j]);
-    }
-    for (unsigned i = by_four + threadIdx.x; i < vocab; i += blockDim.x) q_sum.add((float)student[i]);
-    q_sum.gather();
-    float log_sum = q_sum.log_sum();
-    auto token = [&](unsigned i, float z) { return label_scale * (expf(z - log_sum) - (i == label ? 1.0f : 0.0f)); };
-    for (unsigned i = 4 * threadIdx.x; i < by_four; i += 4 * blockDim.x) {
-        float z[4];
-        load(student + i, z);
-        for (int j = 0; j < 4; j++) z[j] = token(i + j, z[j]);
-        store(student + i, z);
-    }
-    for (unsigned i = by_four + threadIdx.x; i < vocab; i += blockDim.x) student[i] = (T)token(i, (float)student[i]);
-    if (threadIdx.x == 0) {
-        sums[2 * blockIdx.x] = 0.0f;
-        sums[2 * blockIdx.x + 1] = log_sum - of_label;
-    }
+__device__ void cross_entropy(T* student, const unsigned* labels, float* sums, unsigned vocab, float label_scale) {
+    const size_t row = blockIdx.x;
+    student += row * vocab;
+    const Label label(labels[row], student, label_scale);
+    walk<T>(aligned(student),
+            [&](auto walk) { cross_entropy_row<decltype(walk)>(student, label, sums + 2 * row, vocab); });
 }
 
-__device__ inline float term(float log_p, float log_q) {
-    return log_p > -INFINITY ? expf(log_p) * (log_p - log_q) : 0.0f;
-}
-
-// Forward KL between the k known tokens and one bucket of all others. Dynamic shared memory: k floats.
 template <class T>
-__device__ inline void top_k_rows(const unsigned *ids, const float *log_p, const float *log_tails, T *student,
-                                  const unsigned *labels, float *sums, unsigned vocab, unsigned k,
-                                  float inverse_temperature, float divergence_scale, float label_scale) {
-    extern __shared__ float known[];
-    ids += (size_t)blockIdx.x * k;
-    log_p += (size_t)blockIdx.x * k;
-    student += (size_t)blockIdx.x * vocab;
-    unsigned label = labels[blockIdx.x];
-    float log_tail = log_tails[blockIdx.x], of_label = (float)student[label];
-    for (unsigned i = threadIdx.x; i < k; i += blockDim.x) known[i] = (float)student[ids[i]];
-    __syncthreads();
-    // Without the known tokens the row is the bucket: its sum is over the others, because 1 - sum would cancel.
-    for (unsigned i = threadIdx.x; i < k; i += blockDim.x) student[ids[i]] = (T)-INFINITY;
-    __syncthreads();
-
-    Exponentials rest(inverse_temperature), p_sum(inverse_temperature);
-    for (unsigned i = threadIdx.x; i < vocab; i += blockDim.x) rest.add((float)student[i]);
-    Exponentials all = rest;
-    for (unsigned i = threadIdx.x; i < k; i += blockDim.x) {
-        all.add(known[i]);
-        p_sum.add(log_p[i]);
-    }
-    rest.gather();
-    all.gather();
-    p_sum.gather();
-    float rest_log_sum = rest.log_sum(), log_sum = all.log_sum(), label_log_sum = all.plain_log_sum();
-    float log_known = logf(-expm1f(log_tail)), p_log_sum = p_sum.log_sum() - log_known;
-    bool any_rest = rest.largest > -INFINITY;
-    float log_q_rest = any_rest ? rest_log_sum - log_sum : -INFINITY;
-    float scale = divergence_scale * inverse_temperature, pull = scale * (expf(log_q_rest) - expf(log_tail));
-
-    auto hard = [&](unsigned i, float z) {
-        return label_scale == 0.0f ? 0.0f : label_scale * (expf(z - label_log_sum) - (i == label ? 1.0f : 0.0f));
-    };
-    for (unsigned i = threadIdx.x; i < vocab; i += blockDim.x) {
-        float z = (float)student[i];
-        float share = any_rest ? expf(log_probability(z, inverse_temperature, rest_log_sum)) : 0.0f;
-        student[i] = (T)(pull * share + hard(i, z));
-    }
-    __syncthreads();
-    float value = 0.0f;
-    for (unsigned i = threadIdx.x; i < k; i += blockDim.x) {
-        float log_p_i = log_probability(log_p[i], inverse_temperature, p_log_sum);
-        float log_q_i = log_probability(known[i], inverse_temperature, log_sum);
-        value += term(log_p_i, log_q_i);
-        student[ids[i]] = (T)(scale * (expf(log_q_i) - expf(log_p_i)) + hard(ids[i], known[i]));
-    }
-    value = block_sum(value);
-    if (threadIdx.x == 0) {
-        sums[2 * blockIdx.x] = value + term(log_tail, log_q_rest);
-        sums[2 * blockIdx.x + 1] = label_log_sum - of_label;
-    }
+__device__ void forward_kl_top_k(const unsigned* ids, const float* log_p, const float* log_tails, T* student,
+                                 const unsigned* labels, float* sums, unsigned vocab, unsigned k,
+                                 float inverse_temperature, float divergence_scale, float label_scale) {
+    __shared__ float known[MAX_TOP_K];
+    const size_t row = blockIdx.x;
+    student += row * vocab;
+    const Label label(labels[row], student, label_scale);
+    walk<T>(aligned(student), [&](auto walk) {
+        forward_kl_top_k_row<decltype(walk)>(ids + row * k, log_p + row * k, log_tails[row], student, known, label,
+                                             sums + 2 * row, vocab, k, inverse_temperature, divergence_scale);
+    });
 }
 
-#define KERNELS(T, NAME)                                                                                                  \
-    extern "C" __global__ void forward_kl_##NAME(const T *teacher, T *student, const unsigned *labels, float *sums,       \
-                                                 float *teacher_lse, unsigned vocab, unsigned teacher_stride,             \
-                                                 unsigned shared, float inverse_temperature, float divergence_scale,      \
-                                                 float label_scale) {                                                     \
-        rows<ForwardKl>(teacher, student, labels, sums, teacher_lse, vocab, teacher_stride, shared, inverse_temperature,  \
-                        divergence_scale, label_scale);                                                                   \
-    }                                                                                                                     \
-    extern "C" __global__ void cross_entropy_##NAME(T *student, const unsigned *labels, float *sums, unsigned vocab,      \
-                                                    float label_scale) {                                                  \
-        label_rows(student, labels, sums, vocab, label_scale);                                                            \
-    }                                                                                                                     \
-    extern "C" __global__ void forward_kl_top_k_##NAME(const unsigned *ids, const float *log_p, const float *log_tails,   \
-                                                       T *student, const unsigned *labels, float *sums, unsigned vocab,   \
-                                                       unsigned k, float inverse_temperature, float divergence_scale,     \
-                                                       float label_scale) {                                               \
-        top_k_rows(ids, log_p, log_tails, student, labels, sums, vocab, k, inverse_temperature, divergence_scale,         \
-                   label_scale);                                                                                          \
+#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
+
+// forward_kl: teacher_lse [rows] gets log Σ exp(y / T), finite unless the teacher's logits are broken. Its rows lie
+// teacher_stride apart, of which the first `shared` ≤ vocab elements count.
+// forward_kl_top_k: log_p are at T = 1, log_tails (of what all other tokens hold) at T; k ≤ MAX_TOP_K.
+// All: grid (rows), no dynamic shared memory. student [rows, vocab] becomes the gradient; sums [rows, 2] get D at T (0
+// for cross_entropy) and the cross-entropy at T = 1, in nats, which with label_scale 0 is only told. labels [rows] and
+// ids [rows, k] are less than vocab.
+#define KERNELS(NAME, T)                                                                                               \
+    KERNEL forward_kl_##NAME(const T* teacher, T* student, const unsigned* labels, float* sums, float* teacher_lse,    \
+                             unsigned vocab, unsigned teacher_stride, unsigned shared, float inverse_temperature,      \
+                             float divergence_scale, float label_scale) {                                              \
+        divergence(ForwardKl(), teacher, student, labels, sums, teacher_lse, vocab, teacher_stride, shared,            \
+                   inverse_temperature, divergence_scale, label_scale);                                                \
+    }                                                                                                                  \
+    KERNEL cross_entropy_##NAME(T* student, const unsigned* labels, float* sums, unsigned vocab, float label_scale) {  \
+        cross_entropy(student, labels, sums, vocab, label_scale);                                                      \
+    }                                                                                                                  \
+    KERNEL forward_kl_top_k_##NAME(const unsigned* ids, const float* log_p, const float* log_tails, T* student,        \
+                                   const unsigned* labels, float* sums, unsigned vocab, unsigned k,                    \
+                                   float inverse_temperature, float divergence_scale, float label_scale) {             \
+        forward_kl_top_k(ids, log_p, log_tails, student, labels, sums, vocab, k, inverse_temperature,                  \
+                         divergence_scale, label_scale);                                                               \
     }
 
-KERNELS(float, f32)
-KERNELS(__nv_bfloat16, bf16)
-KERNELS(__half, f16)
+KERNELS(f32, float)
+KERNELS(bf16, __nv_bfloat16)
+KERNELS(f16, __half)

@@ -74,8 +74,10 @@ pub(super) fn backward(
     Ok(dx)
 }
 
-/// Rows that one block adds up, and so how many partial sums there are.
-pub(in crate::kernels) const ROWS_PER_BLOCK: usize = 64;
+/// Rows that one block adds up, of so many: a grid has 65,535 blocks that way at most.
+pub(in crate::kernels) fn rows_per_block(rows: usize) -> usize {
+    rows.div_ceil(65_535).max(64)
+}
 
 /// Adds the sum of all rows of `[rows, width]` to `sums`, `[width]`, in an order that depends on nothing but the shape.
 pub(in crate::kernels) fn add_column_sums(rows: &Tensor, sums: &Tensor) -> Result<()> {
@@ -87,11 +89,14 @@ pub(in crate::kernels) fn add_column_sums(rows: &Tensor, sums: &Tensor) -> Resul
             [rows.into(), sums.into(), rows.dim(0)?.into(), width.into(), per_block.into(), accumulate.into()];
         MODULE.launch("column_sums", Grid::new(columns, blocks, THREADS as u32), &args)
     };
-    while rows.dim(0)? > ROWS_PER_BLOCK {
-        let blocks = rows.dim(0)?.div_ceil(ROWS_PER_BLOCK);
+    loop {
+        let per_block = rows_per_block(rows.dim(0)?);
+        let blocks = rows.dim(0)?.div_ceil(per_block);
+        if blocks <= 1 {
+            return launch(&rows, sums, blocks, per_block, true);
+        }
         let partial = empty((blocks, width), rows.device())?;
-        launch(&rows, &partial, blocks, ROWS_PER_BLOCK, false)?;
+        launch(&rows, &partial, blocks, per_block, false)?;
         rows = partial;
     }
-    launch(&rows, sums, 1, ROWS_PER_BLOCK, true)
 }

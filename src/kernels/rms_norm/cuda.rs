@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::RmsNorm;
 use crate::kernels::cuda::{Grid, Module, empty, module};
-use crate::kernels::linear::cuda::{ROWS_PER_BLOCK, add_column_sums};
+use crate::kernels::linear::cuda::{add_column_sums, rows_per_block};
 
 const MODULE: Module = module!("rms_norm");
 /// Four rows, a warp each.
@@ -40,7 +40,8 @@ pub(super) fn backward(norm: &RmsNorm, x: &Tensor, dy: &Tensor, onto: Option<&Te
     ];
     MODULE.launch("rms_norm_backward", Grid::new(rows.div_ceil(THREADS / 32), 1, THREADS as u32), &args)?;
     if let Some(slot) = &norm.weight_grad {
-        let blocks = rows.div_ceil(ROWS_PER_BLOCK);
+        let per_block = rows_per_block(rows);
+        let blocks = rows.div_ceil(per_block);
         let partial = empty((blocks, width), x.device())?;
         let args = [
             x.into(),
@@ -49,7 +50,7 @@ pub(super) fn backward(norm: &RmsNorm, x: &Tensor, dy: &Tensor, onto: Option<&Te
             (&partial).into(),
             rows.into(),
             width.into(),
-            ROWS_PER_BLOCK.into(),
+            per_block.into(),
         ];
         MODULE.launch("rms_norm_weight", Grid::new(width.div_ceil(THREADS), blocks, THREADS as u32), &args)?;
         add_column_sums(&partial, slot.tensor())?;

@@ -31,6 +31,12 @@ fn a_file_of_the_same_weights_teaches_what_the_folder_does() {
         folder.len() == 9 && folder.iter().zip(&file).all(|(a, b)| (a - b).abs() < 1e-5 * a),
         "{folder:?} {file:?}"
     );
+    if distill::device::for_tests().is_some() {
+        // The file stays on the CPU; its head goes to the student.
+        bench.expect(&["train", "--config", "gguf.toml", "--output", "gpu", "--device", "cuda"], 0);
+        let gpu = losses("gpu");
+        assert!(gpu.len() == 9 && gpu.iter().zip(&file).all(|(a, b)| (a - b).abs() < 1e-5 * b), "{gpu:?} {file:?}");
+    }
     let eval = |teacher: &str, json: &str| {
         let args = ["eval", "--teacher", teacher, "--student", "file/student", "--data", "held_out.jsonl"];
         bench.expect(&[&args[..], &["--chat-template", "none", "--json", json]].concat(), 0);

@@ -39,7 +39,7 @@ impl Quantised {
         let part = |first: usize| {
             let rows = first..outer.min(first + ROWS);
             // A buffer of its own: candle reads it as blocks, which a slice may not be aligned for.
-            let own: Vec<u8> = rows.clone().flat_map(|i| &bytes[source(i) * row..][..row]).copied().collect();
+            let own = rows.clone().map(|i| &bytes[source(i) * row..][..row]).collect::<Vec<_>>().concat();
             qtensor_from_ggml(dtype, &own, vec![rows.len(), inner], &Device::Cpu)
         };
         let parts = (0..outer).step_by(ROWS).map(part).collect::<Result<_>>()?;

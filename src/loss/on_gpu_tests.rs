@@ -102,6 +102,7 @@ fn forward_kl_on_a_gpu_equals_the_cpus_for_every_width_and_temperature() {
         (2, 257, 257),
         (3, 2052, 2052),
         (3, 260, 256),
+        (3, 260, 257),
         (2, 256, 260),
         (1, 151_936, 151_669),
     ] {
@@ -160,6 +161,17 @@ fn a_student_that_is_its_teacher_has_exactly_nothing_to_learn_on_a_gpu() {
 }
 
 #[test]
+fn a_constant_added_to_large_logits_changes_nothing_on_a_gpu() {
+    let Some(device) = device::for_tests() else { return };
+    let mut all = Rows::new(3, 257, 257);
+    // Multiples of 1/64: the sums with the constant are exact.
+    all.teacher.iter_mut().chain(&mut all.student).for_each(|x| *x = (*x * 64.0).round() / 64.0);
+    let want = all.on_a_gpu(scales(4.0, 0.3), DType::F32, &device);
+    all.teacher.iter_mut().chain(&mut all.student).for_each(|x| *x += 65_536.0);
+    assert_agree(all.on_a_gpu(scales(4.0, 0.3), DType::F32, &device), want, 1e-6, "65,536 more");
+}
+
+#[test]
 fn half_precision_logits_on_a_gpu_are_summed_in_f32() {
     let Some(device) = device::for_tests() else { return };
     for (dtype, relative) in [(DType::BF16, 8e-3), (DType::F16, 1e-3)] {
@@ -213,37 +225,64 @@ fn the_likeliest_tokens_and_a_bucket_on_a_gpu_equal_the_cpus() {
     for (vocab, k) in [(2, 1), (40, 1), (40, 40), (301, 7), (5000, 64), (5000, 900)] {
         let all = Rows::new(3, vocab, vocab);
         for scales in [scales(1.0, 0.0), scales(4.0, 0.0), scales(2.0, 0.3)] {
-            let (mut ids, mut log_p, mut tails, mut sums, mut gradients) = (vec![], vec![], vec![], vec![], vec![]);
-            for (n, (teacher, student)) in all.teacher.chunks(vocab).zip(all.student.chunks(vocab)).enumerate() {
-                let mut order: Vec<u32> = (0..vocab as u32).collect();
-                order.sort_by(|&a, &b| teacher[b as usize].total_cmp(&teacher[a as usize]));
-                let p = LogitRow::new(teacher, 1.0);
-                let tempered = LogitRow::new(teacher, scales.inverse_temperature);
-                let others: f64 = order[k..].iter().map(|&i| (tempered.log_probability(i as usize) as f64).exp()).sum();
-                let known = order[..k].to_vec();
-                let of_known: Vec<f32> = known.iter().map(|&i| p.log_probability(i as usize)).collect();
-                let row = TopKRow { ids: &known, log_probabilities: &of_known, log_tail: others.ln() as f32 };
-                let mut gradient = vec![0.0; vocab];
-                let q = LogitRow::new(student, scales.inverse_temperature);
-                let kl = ForwardKl.top_k_row(row, q, Some((&mut gradient, scales.divergence)));
-                let hard = (scales.label > 0.0).then_some((gradient.as_mut_slice(), scales.label));
-                let ce = cross_entropy_row(LogitRow::new(student, 1.0), all.labels[n], hard);
-                sums.push([kl as f32, ce as f32]);
-                gradients.extend(gradient);
-                tails.push(row.log_tail);
-                ids.extend(known);
-                log_p.extend(of_known);
-            }
-            let teacher = TeacherRows::TopK {
-                ids: Tensor::from_vec(ids, (3, k), &device).unwrap(),
-                log_probabilities: Tensor::from_vec(log_p, (3, k), &device).unwrap(),
-                log_tails: Tensor::from_vec(tails, 3, &device).unwrap(),
-            };
-            let student = Rows::tensor(&all.student, vocab, &device);
-            let labels = Tensor::new(&all.labels[..], &device).unwrap();
-            let said = forward_kl_rows(&teacher, &student, &labels, scales).unwrap();
-            let what = format!("{k} of {vocab}, {scales:?}");
-            assert_agree((pairs(&said.sums), values(&student)), (sums, gradients), 2e-5, &what);
+            assert_top_k_agrees(&all, k, scales, &device);
         }
     }
+}
+
+#[test]
+fn a_student_that_is_sure_or_excludes_all_others_is_told_as_by_the_cpu() {
+    let Some(device) = device::for_tests() else { return };
+    for (vocab, k) in [(40, 30), (301, 7)] {
+        for others in [-40.0, f32::NEG_INFINITY] {
+            let mut all = Rows::new(3, vocab, vocab);
+            for (teacher, student) in all.teacher.chunks(vocab).zip(all.student.chunks_mut(vocab)) {
+                likeliest(teacher)[k..].iter().for_each(|&i| student[i as usize] = others);
+            }
+            assert_top_k_agrees(&all, k, scales(1.0, 0.0), &device);
+            assert_top_k_agrees(&all, k, scales(2.0, 0.0), &device);
+        }
+    }
+}
+
+/// Token ids by falling logit.
+fn likeliest(teacher: &[f32]) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..teacher.len() as u32).collect();
+    order.sort_by(|&a, &b| teacher[b as usize].total_cmp(&teacher[a as usize]));
+    order
+}
+
+/// Keeps the teacher's k likeliest tokens and the mass of the others.
+fn assert_top_k_agrees(all: &Rows, k: usize, scales: RowScales, device: &Device) {
+    let vocab = all.vocab;
+    let (mut ids, mut log_p, mut tails, mut sums, mut gradients) = (vec![], vec![], vec![], vec![], vec![]);
+    for (n, (teacher, student)) in all.teacher.chunks(vocab).zip(all.student.chunks(vocab)).enumerate() {
+        let order = likeliest(teacher);
+        let p = LogitRow::new(teacher, 1.0);
+        let tempered = LogitRow::new(teacher, scales.inverse_temperature);
+        let others: f64 = order[k..].iter().map(|&i| (tempered.log_probability(i as usize) as f64).exp()).sum();
+        let known = order[..k].to_vec();
+        let of_known: Vec<f32> = known.iter().map(|&i| p.log_probability(i as usize)).collect();
+        let row = TopKRow { ids: &known, log_probabilities: &of_known, log_tail: others.ln() as f32 };
+        let mut gradient = vec![0.0; vocab];
+        let q = LogitRow::new(student, scales.inverse_temperature);
+        let kl = ForwardKl.top_k_row(row, q, Some((&mut gradient, scales.divergence)));
+        let hard = (scales.label > 0.0).then_some((gradient.as_mut_slice(), scales.label));
+        let ce = cross_entropy_row(LogitRow::new(student, 1.0), all.labels[n], hard);
+        sums.push([kl as f32, ce as f32]);
+        gradients.extend(gradient);
+        tails.push(row.log_tail);
+        ids.extend(known);
+        log_p.extend(of_known);
+    }
+    let teacher = TeacherRows::TopK {
+        ids: Tensor::from_vec(ids, (3, k), device).unwrap(),
+        log_probabilities: Tensor::from_vec(log_p, (3, k), device).unwrap(),
+        log_tails: Tensor::from_vec(tails, 3, device).unwrap(),
+    };
+    let student = Rows::tensor(&all.student, vocab, device);
+    let labels = Tensor::new(&all.labels[..], device).unwrap();
+    let said = forward_kl_rows(&teacher, &student, &labels, scales).unwrap();
+    let what = format!("{k} of {vocab}, {scales:?}");
+    assert_agree((pairs(&said.sums), values(&student)), (sums, gradients), 2e-5, &what);
 }

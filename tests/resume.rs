@@ -135,7 +135,8 @@ fn killed_again_and_again_and_resumed() {
 
 /// Until the run has a checkpoint and `step` train lines.
 fn wait_for(bench: &Bench, run: &str, step: usize) {
-    for _ in 0..2000 {
+    // A minute and more: an emulated GPU takes its time.
+    for _ in 0..20_000 {
         std::thread::sleep(Duration::from_millis(5));
         let lines = std::fs::read_to_string(bench.path(run).join("metrics.jsonl")).unwrap_or_default();
         let trained = lines.lines().filter(|l| l.contains("\"train\"")).count();

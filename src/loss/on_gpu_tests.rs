@@ -231,7 +231,7 @@ fn the_likeliest_tokens_and_a_bucket_on_a_gpu_equal_the_cpus() {
 }
 
 #[test]
-fn a_student_that_is_sure_or_excludes_all_others_is_told_as_by_the_cpu() {
+fn a_student_that_is_sure_or_excludes_all_others_is_the_same_on_a_gpu() {
     let Some(device) = device::for_tests() else { return };
     for (vocab, k) in [(40, 30), (301, 7)] {
         for others in [-40.0, f32::NEG_INFINITY] {

@@ -401,7 +401,8 @@ impl Models {
             return None;
         }
         let own = findings.keep("the student's tokenizer", tokenizer(dir))?;
-        if let Some(teacher) = &teacher {
+        // A student cut from its teacher has that folder's tokenizer.
+        if let Some(teacher) = teacher.as_ref().filter(|teacher| teacher.path != *dir) {
             findings.keep("student", teacher.same_tokenizer(&own));
         }
         let teacher = teacher.map(|teacher| teacher.config);

@@ -44,7 +44,7 @@ pub struct Train {
     /// Input tokens of this step over its wall time.
     #[serde(deserialize_with = "null_as_nan")]
     pub tokens_per_second: f64,
-    /// None without a teacher.
+    /// None without a teacher, and on a GPU, which is not waited for in between: the next is then both.
     pub teacher_seconds: Option<f64>,
     #[serde(deserialize_with = "null_as_nan")]
     pub student_seconds: f64,

@@ -91,23 +91,6 @@ impl Bench {
             float("rope.freq_base", 10000.0),
             float("attention.layer_norm_rms_epsilon", 1e-5),
         ];
-        let renamed = |name: &str| {
-            let names = [
-                ("model.layers.", "blk."),
-                ("model.embed_tokens", "token_embd"),
-                ("model.norm", "output_norm"),
-                ("input_layernorm", "attn_norm"),
-                ("post_attention_layernorm", "ffn_norm"),
-                ("self_attn.q_proj", "attn_q"),
-                ("self_attn.k_proj", "attn_k"),
-                ("self_attn.v_proj", "attn_v"),
-                ("self_attn.o_proj", "attn_output"),
-                ("mlp.gate_proj", "ffn_gate"),
-                ("mlp.up_proj", "ffn_up"),
-                ("mlp.down_proj", "ffn_down"),
-            ];
-            names.iter().fold(name.to_owned(), |name, (from, to)| name.replace(from, to))
-        };
         let tensors: Vec<(String, QTensor)> = weights
             .iter()
             .map(|(name, tensor)| {
@@ -118,7 +101,7 @@ impl Bench {
                     false => tensor.clone(),
                 };
                 let stored = stored.contiguous().unwrap().reshape(tensor.shape()).unwrap();
-                (renamed(name), QTensor::quantize(&stored, GgmlDType::F32).unwrap())
+                (distill::model::gguf::gguf_name(name).unwrap(), QTensor::quantize(&stored, GgmlDType::F32).unwrap())
             })
             .collect();
         let mut file = std::fs::File::create(self.path("teacher.gguf")).unwrap();

@@ -49,8 +49,8 @@ const BLOCK_NAMES: [(&str, &str); 11] = [
     ("mlp.down_proj", "ffn_down"),
 ];
 
-/// The GGUF name of a Hugging Face tensor.
-fn gguf_name(name: &str) -> Option<String> {
+/// The GGUF name of a Hugging Face tensor; None of one that such files do not have.
+pub fn gguf_name(name: &str) -> Option<String> {
     match name {
         EMBEDDING => return Some("token_embd.weight".into()),
         FINAL_NORM => return Some("output_norm.weight".into()),

@@ -27,6 +27,7 @@ pub enum Command {
     Generate(GenerateArgs),
     Inspect(InspectArgs),
     Bench(BenchArgs),
+    Cache(CacheArgs),
 }
 
 /// Train a student on what its teacher says about a corpus
@@ -186,6 +187,110 @@ pub struct BenchArgs {
     pub steps: u64,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Store what a teacher says about a corpus, once, and train from it with no teacher in memory
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(after_help = "\
+Examples:
+  distill cache --config run.toml --output cache              the teacher, data and [cache] of a run
+  distill train --config run.toml --set teacher.kind=cache --set teacher.path=cache
+  distill cache --config run.toml --output cache --resume     go on after a stop, or add rows that are new
+  distill cache --config run.toml --output part-3 --shard 3/8
+  distill cache merge part-* --output cache
+  distill cache stats cache --teacher models/big --student models/small")]
+pub struct CacheArgs {
+    #[command(subcommand)]
+    pub command: Option<CacheCommand>,
+    /// The run whose teacher and data are meant, in TOML; its [cache] says what is stored
+    #[arg(long, value_name = "FILE", required = true)]
+    pub config: Option<PathBuf>,
+    /// The cache's folder
+    #[arg(long, value_name = "DIR", required = true)]
+    pub output: Option<PathBuf>,
+    /// Replace one value of the config, for example cache.k=32; may be given again
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<String>,
+    /// Go on after the last whole block, or add rows that came to the corpus; an empty folder starts a cache
+    #[arg(long)]
+    pub resume: bool,
+    /// Do share I of N, from 0; auto takes both from SLURM's array, auto/N the I from JOB_COMPLETION_INDEX
+    #[arg(long, value_name = "I/N|auto")]
+    pub shard: Option<ShardChoice>,
+    /// Ask the teacher for a block and say how large the cache will be and how long it will take
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Make one cache of all shards
+    Merge(MergeArgs),
+    /// Say what a cache holds and, with both models, what storing costs
+    Stats(StatsArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// The folders of the shards, in any order
+    #[arg(value_name = "DIR", required = true)]
+    pub shards: Vec<PathBuf>,
+    /// The cache's folder
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct StatsArgs {
+    /// The cache's folder
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// The teacher whose cache it is, to compare loss and gradient with what it says itself
+    #[arg(long, value_name = "PATH", requires = "student")]
+    pub teacher: Option<PathBuf>,
+    /// The student by whose logits the gradient is taken
+    #[arg(long, value_name = "PATH", requires = "teacher")]
+    pub student: Option<PathBuf>,
+    /// Compare on N rows
+    #[arg(long, value_name = "N", default_value = "64", value_parser = at_least::<usize, 1>, requires = "teacher")]
+    pub rows: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// `--shard`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardChoice {
+    Of {
+        index: u64,
+        count: u64,
+    },
+    /// From the environment of a job array; of some schedulers the count has to be given.
+    Auto {
+        count: Option<u64>,
+    },
+}
+
+impl FromStr for ShardChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "allowed: I/N with 0 ≤ I < N, auto, or auto/N".to_owned();
+        let count = |text: &str| text.parse().ok().filter(|n| *n > 0).ok_or_else(wrong);
+        match text.split_once('/') {
+            None if text == "auto" => Ok(Self::Auto { count: None }),
+            Some(("auto", n)) => Ok(Self::Auto { count: Some(count(n)?) }),
+            Some((i, n)) => {
+                let count = count(n)?;
+                let index = i.parse().ok().filter(|i| *i < count).ok_or_else(wrong)?;
+                Ok(Self::Of { index, count })
+            }
+            None => Err(wrong()),
+        }
+    }
 }
 
 /// Say what a model, a checkpoint, a run or a config is

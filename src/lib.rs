@@ -3,6 +3,7 @@
 //! `distill` trains a small language model (the student, q) to imitate a large one (the teacher, p).
 //! The modules follow that sentence; ARCHITECTURE.md has the map and the rules.
 
+pub mod cache;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;

@@ -50,12 +50,28 @@ pub enum TeacherSignal {
     Dense { logits: Vec<f32>, vocab_size: usize },
     /// The k likeliest tokens of each target: a signal that was stored.
     TopK {
-        /// Distinct token ids, `[N, k]`.
+        /// Distinct token ids, likeliest first, `[N, k]`.
         ids: Vec<u32>,
         /// log p of each at temperature 1, in nats, `[N, k]`.
         log_probabilities: Vec<f32>,
         /// log of what all other tokens hold together at the loss's temperature, in nats, `[N]`; −∞ for nothing.
         log_tails: Vec<f32>,
+        /// log p of the labels at temperature 1, `[N]`; empty where it is not known.
+        labels: Vec<f32>,
+        vocab_size: usize,
+    },
+    /// Tokens that were drawn from each target's distribution: a signal that was stored (arXiv 2503.16870).
+    Sampled {
+        /// Target n has the entries `bounds[n]..bounds[n + 1]` of the next three: `[N + 1]`.
+        bounds: Vec<usize>,
+        /// Distinct within a target.
+        ids: Vec<u32>,
+        /// log p of each at the loss's temperature, in nats.
+        log_probabilities: Vec<f32>,
+        /// How much each counts, so that Σ weight · f(token) is an unbiased estimate of Σ p · f.
+        weights: Vec<f32>,
+        /// log p of the labels at temperature 1, `[N]`.
+        labels: Vec<f32>,
         vocab_size: usize,
     },
 }
@@ -65,6 +81,7 @@ pub enum TeacherSignal {
 pub enum TeacherRow<'a> {
     Logits(&'a [f32]),
     TopK(TopKRow<'a>),
+    Sampled(SampledRow<'a>),
 }
 
 /// One target of [`TeacherSignal::TopK`].
@@ -75,12 +92,39 @@ pub struct TopKRow<'a> {
     pub log_tail: f32,
 }
 
+/// One target of [`TeacherSignal::Sampled`].
+#[derive(Debug, Clone, Copy)]
+pub struct SampledRow<'a> {
+    pub ids: &'a [u32],
+    pub log_probabilities: &'a [f32],
+    pub weights: &'a [f32],
+}
+
 impl TeacherSignal {
     /// Width of a row of logits.
     pub fn vocab_size(&self) -> usize {
         match self {
             Self::Hidden { head, .. } => head.vocab_size(),
-            Self::Dense { vocab_size, .. } | Self::TopK { vocab_size, .. } => *vocab_size,
+            Self::Dense { vocab_size, .. } | Self::TopK { vocab_size, .. } | Self::Sampled { vocab_size, .. } => {
+                *vocab_size
+            }
+        }
+    }
+
+    /// What it is called in reports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hidden { .. } | Self::Dense { .. } => "dense",
+            Self::TopK { .. } => "top_k",
+            Self::Sampled { .. } => "sampled",
+        }
+    }
+
+    /// log p of the label of target `n` at temperature 1, where it was stored.
+    pub fn label(&self, n: usize) -> Option<f32> {
+        match self {
+            Self::Hidden { .. } | Self::Dense { .. } => None,
+            Self::TopK { labels, .. } | Self::Sampled { labels, .. } => labels.get(n).copied(),
         }
     }
 
@@ -88,7 +132,7 @@ impl TeacherSignal {
     pub fn logits_per_target(&self) -> usize {
         match self {
             Self::Hidden { .. } | Self::Dense { .. } => self.vocab_size(),
-            Self::TopK { .. } => 0,
+            Self::TopK { .. } | Self::Sampled { .. } => 0,
         }
     }
 
@@ -104,13 +148,21 @@ impl TeacherSignal {
                     log_tail: log_tails[n],
                 })
             }
+            Self::Sampled { bounds, ids, log_probabilities, weights, .. } => {
+                let range = bounds[n]..bounds[n + 1];
+                TeacherRow::Sampled(SampledRow {
+                    ids: &ids[range.clone()],
+                    log_probabilities: &log_probabilities[range.clone()],
+                    weights: &weights[range],
+                })
+            }
         }
     }
 
     /// Writes the logits of targets `from..from + n` into `logits`, `[n, logits_per_target]`.
     pub fn logits(&self, from: usize, n: usize, logits: &mut [f32]) -> Result<()> {
         match self {
-            Self::TopK { .. } => Ok(()),
+            Self::TopK { .. } | Self::Sampled { .. } => Ok(()),
             Self::Hidden { states, head } => head.write_logits(&states.narrow(0, from, n)?, logits),
             Self::Dense { logits: all, vocab_size } => {
                 logits.copy_from_slice(&all[from * vocab_size..(from + n) * vocab_size]);
@@ -128,9 +180,17 @@ pub struct Capabilities {
 }
 
 /// What a loss asks of its teacher.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Needs {
     pub full_distribution: bool,
+    /// Temperature at which a stored signal is wanted: what it left out depends on it.
+    pub temperature: f64,
+}
+
+impl Default for Needs {
+    fn default() -> Self {
+        Self { full_distribution: false, temperature: 1.0 }
+    }
 }
 
 impl Needs {

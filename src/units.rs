@@ -114,6 +114,11 @@ pub fn peak_rss_bytes() -> Option<u64> {
     kib_of("/proc/self/status", "VmHWM:")
 }
 
+/// `bytes` in hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

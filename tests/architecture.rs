@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 /// Lowest first. A module imports only from layers below its own.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
     &["error", "printable", "units", "device", "kernels", "hub"],
     &["corpus", "metrics"],
     &["signal", "model", "checkpoint"],
+    &["cache"],
     &["teacher", "student", "loss"],
     &["train", "eval"],
     &["report"],

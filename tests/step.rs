@@ -210,7 +210,7 @@ fn dense_logits_and_hidden_states_with_a_head_teach_the_same(device) {
     let student = Decoder::load(&folder().join("student"), true, device).unwrap();
     let batch = Batch::new(&steps()[0]);
     let n = batch.valid_tokens();
-    let hidden = teacher.signal(&batch, &Needs { full_distribution: true }).unwrap();
+    let hidden = teacher.signal(&batch, &Needs::default()).unwrap();
     let vocab_size = hidden.vocab_size();
     let mut logits = vec![0.0; n * vocab_size];
     hidden.logits(0, n, &mut logits).unwrap();

@@ -18,7 +18,7 @@ use crate::loss::{ForwardKl, Objective};
 use crate::metrics::Screen;
 use crate::model::{Decoder, Gguf, Keep, ModelConfig};
 use crate::student;
-use crate::teacher::{LocalTeacher, Teacher};
+use crate::teacher::{CacheTeacher, LocalTeacher, Teacher};
 use crate::train::{AdamW, AdamWConfig, Decay, Stepper};
 use crate::units::Bytes;
 
@@ -30,10 +30,35 @@ pub fn load_model(path: &Path, trainable: bool, device: &Device, screen: &Screen
     Ok(model)
 }
 
+/// A teacher that computes, or one that spoke before.
+pub enum AnyTeacher {
+    Live(LocalTeacher),
+    Cached(CacheTeacher),
+}
+
+impl AnyTeacher {
+    pub fn live(&self) -> Option<&LocalTeacher> {
+        match self {
+            Self::Live(teacher) => Some(teacher),
+            Self::Cached(_) => None,
+        }
+    }
+
+    pub fn as_dyn(&self) -> &dyn Teacher {
+        match self {
+            Self::Live(teacher) => teacher,
+            Self::Cached(teacher) => teacher,
+        }
+    }
+}
+
 /// The frozen teacher of a plan.
-pub fn teacher(plan: &Plan, screen: &Screen) -> Result<Option<LocalTeacher>> {
+pub fn teacher(plan: &Plan, screen: &Screen) -> Result<Option<AnyTeacher>> {
     let Some(teacher) = &plan.config.teacher else { return Ok(None) };
-    load_teacher(teacher, &plan.devices, screen).map(Some)
+    match &plan.cache {
+        Some(cache) => Ok(Some(AnyTeacher::Cached(CacheTeacher::new(cache.clone())))),
+        None => load_teacher(teacher, &plan.devices, screen).map(|teacher| Some(AnyTeacher::Live(teacher))),
+    }
 }
 
 /// Loads a model folder that will not learn: its matrices packed, once.
@@ -52,6 +77,7 @@ pub fn load_teacher(teacher: &TeacherConfig, devices: &Devices, screen: &Screen)
             let model = load_frozen(&teacher.path, teacher.dtype, &devices.teacher.device, screen)?;
             (model, format!("in {}", teacher.dtype.word()))
         }
+        TeacherKind::Cache => return Err(Error::run("a cache has no model to load")),
         TeacherKind::Gguf => {
             let progress = screen.progress(&format!("loading {}", teacher.path.display()), None);
             let file = Gguf::open(&teacher.path)?;
@@ -74,7 +100,8 @@ pub fn precision(dtype: Dtype) -> Precision {
 }
 
 /// The student of a plan as it is before the first step.
-pub fn student(plan: &Plan, teacher: Option<&LocalTeacher>, screen: &Screen) -> Result<Decoder> {
+pub fn student(plan: &Plan, teacher: Option<&AnyTeacher>, screen: &Screen) -> Result<Decoder> {
+    let teacher = teacher.and_then(AnyTeacher::live);
     let device = &plan.devices.student.device;
     match &plan.config.student.source {
         StudentSource::Local { path } => load_model(path, true, device, screen),
@@ -119,14 +146,17 @@ pub fn objective(plan: &Plan) -> Objective {
 }
 
 /// Teacher, student, objective and optimizer as one step needs them.
-pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a LocalTeacher>, student: &'a Decoder) -> Result<Stepper<'a>> {
+pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a dyn Teacher>, student: &'a Decoder) -> Result<Stepper<'a>> {
     let train = &plan.config.train;
     let objective = objective(plan);
     if let (Some(teacher), true) = (teacher, objective.uses_teacher())
         && let Some(need) = objective.needs().unmet_by(teacher.capabilities())
     {
-        let loss = &plan.config.loss.kind;
-        return Err(Error::input(format!("loss.kind = {loss:?} needs {need}, which this teacher does not give")));
+        let loss = plan.config.loss.kind.word();
+        return Err(Error::input(format!(
+            "loss.kind = {loss:?} needs {need}, which a stored part of it does not give: take a live teacher or a cache with \
+             codec = \"dense\", or another loss"
+        )));
     }
     let config = AdamWConfig {
         beta1: train.beta1,
@@ -136,7 +166,7 @@ pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a LocalTeacher>, student: &'a 
     };
     allow_tf32(train.tf32);
     Ok(Stepper {
-        teacher: teacher.map(|t| t as &dyn Teacher),
+        teacher,
         student,
         objective,
         optimizer: AdamW::new(config, student.parameters())?,

@@ -8,10 +8,13 @@ use std::sync::atomic::AtomicBool;
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 
+use super::build::AnyTeacher;
 use super::{Outcome, build, out};
 use crate::checkpoint::atomic;
 use crate::cli::EvalArgs;
-use crate::config::plan::{HeldOut, Notice, TeacherFiles, covers, encoder, model_folder, same_tokenizer};
+use crate::config::plan::{
+    HeldOut, Missing, Notice, TeacherFiles, cache_of_rows, covers, encoder, model_folder, same_tokenizer,
+};
 use crate::config::{self, ChatTemplate, Dtype, LossOn, OnBadRecord, RunConfig, TeacherConfig, TeacherKind};
 use crate::corpus::{Batch, CorpusIndex, Row, TextTokenizer};
 use crate::device::{DeviceChoice, Devices};
@@ -21,7 +24,7 @@ use crate::hub;
 use crate::metrics::Screen;
 use crate::model::Decoder;
 use crate::report::{Column, eval_table};
-use crate::teacher::Teacher;
+use crate::teacher::CacheTeacher;
 
 /// What an evaluation works on: the config's values, over which the flags win.
 struct Request {
@@ -109,25 +112,38 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
             .map_err(|e| e.context(other.display()))?;
     }
     let encoder = Arc::new(encoder(tokenizer.clone(), &request.chat_template, request.max_length, request.loss_on)?);
+    if let Some(cache) = &theirs.cache {
+        cache_of_rows(cache, &encoder, request.loss_on).map_err(|e| e.context(request.teacher.path.display()))?;
+    }
     let index = CorpusIndex::open(std::slice::from_ref(&request.data), request.on_bad_record.into())?;
     let held_out =
         HeldOut::take(Arc::new(index), encoder, request.max_rows).map_err(|e| e.context(request.data.display()))?;
     if let Some(notice) = Notice::of_bf16((request.teacher.dtype, Dtype::F32), &devices) {
         screen.line(&notice.line());
     }
-    let teacher = build::load_teacher(&request.teacher, &devices, &screen)?;
-    covers(teacher.decoder().config(), &tokenizer, "teacher")?;
+    let teacher = match theirs.cache {
+        Some(cache) => {
+            let mut missing = Missing::default();
+            held_out.rows.iter().try_for_each(|row| missing.look(&cache, row))?;
+            missing.refuse()?;
+            AnyTeacher::Cached(CacheTeacher::new(cache))
+        }
+        None => AnyTeacher::Live(build::load_teacher(&request.teacher, &devices, &screen)?),
+    };
+    if let Some(live) = teacher.live() {
+        covers(live.decoder().config(), &tokenizer, "teacher")?;
+    }
     let evaluate = |folder: &Path| -> Result<(Decoder, EvalReport)> {
         let model = build::load_model(folder, false, device, &screen)?;
         covers(model.config(), &tokenizer, "student")?;
         let never = AtomicBool::new(false);
-        let report = build::evaluate_rows(Some(&teacher as &dyn Teacher), &model, &held_out.rows, &never, &screen)?
+        let report = build::evaluate_rows(Some(teacher.as_dyn()), &model, &held_out.rows, &never, &screen)?
             .ok_or_else(|| Error::run("the evaluation was interrupted"))?;
         Ok((model, if request.exact_match { report } else { report.without_exact_match() }))
     };
     let (student, report) = evaluate(&student_dir)?;
     let baseline = baseline_dir.map(|dir| evaluate(&dir)).transpose()?.map(|(_, report)| report);
-    let gap = baseline.as_ref().map(|b| gap_closed(&report.row_sums, &b.row_sums));
+    let gap = baseline.as_ref().map(|b| gap_closed(&report.row_sums, &b.row_sums)).filter(|_| report.kl_mean.is_some());
     // Files first: a closed terminal or a failed gate must not cost them.
     if let Some(file) = &args.json {
         let output = Output {
@@ -154,11 +170,11 @@ fn show(report: &EvalReport, baseline: Option<&EvalReport>, gap: Option<(f64, In
     columns.extend(baseline.map(|report| Column { title: "baseline", report }));
     let mut text = eval_table(&columns);
     if let (Some(ratio), Some(Interval(low, high))) = (report.perplexity_ratio, report.perplexity_ratio_ci95) {
-        text += &format!("{:<32}{ratio:>14.4}  (95 % interval {low:.4} to {high:.4})\n", "perplexity ratio");
+        text += &format!("{:<34}{ratio:>14.4}  (95 % interval {low:.4} to {high:.4})\n", "perplexity ratio");
     }
     if let Some((gap, Interval(low, high))) = gap {
         let [gap, low, high] = [gap, low, high].map(|x| 100.0 * x);
-        text += &format!("{:<32}{gap:>12.1} %  (95 % interval {low:.1} to {high:.1} %)\n", "gap closed");
+        text += &format!("{:<34}{gap:>12.1} %  (95 % interval {low:.1} to {high:.1} %)\n", "gap closed");
     }
     text + &format!("on {} rows, {} target tokens\n", report.rows, report.tokens)
 }

@@ -8,16 +8,17 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::config::plan::Plan;
-use crate::config::{ChatTemplate, StudentSource, TeacherKind};
+use crate::config::{ChatTemplate, StudentSource, TeacherConfig, TeacherKind};
 use crate::error::{Error, Result};
 use crate::model::weight_files;
 use crate::student::Companions;
+use crate::units::hex;
 
 /// The digests of data, templates, tokenizer and models.
 pub fn of(plan: &Plan, companions: &Companions) -> Result<BTreeMap<String, String>> {
     let mut prints = BTreeMap::new();
     let mut add = |name: &str, digest: [u8; 32]| {
-        prints.insert(name.to_owned(), digest.iter().map(|b| format!("{b:02x}")).collect());
+        prints.insert(name.to_owned(), hex(&digest));
     };
     add("the training data", plan.train.digest());
     if let Some(held_out) = &plan.held_out {
@@ -30,14 +31,20 @@ pub fn of(plan: &Plan, companions: &Companions) -> Result<BTreeMap<String, Strin
     if let StudentSource::Fresh { config, .. } = &plan.config.student.source {
         add("student.config", of_file(&if config.is_dir() { config.join("config.json") } else { config.clone() })?);
     }
-    if let Some(teacher) = &plan.config.teacher {
-        let files = match teacher.kind {
-            TeacherKind::Local => [weight_files(&teacher.path)?, vec![teacher.path.join("config.json")]].concat(),
-            TeacherKind::Gguf => vec![teacher.path.clone()],
-        };
-        add("the teacher", of_weights(&files)?);
+    match (&plan.cache, &plan.config.teacher) {
+        (Some(cache), _) => add("the teacher's cache", cache.digest()?),
+        (None, Some(teacher)) => add("the teacher", of_weights(&teacher_files(teacher)?)?),
+        (None, None) => {}
     }
     Ok(prints)
+}
+
+/// The files of a live teacher.
+pub fn teacher_files(teacher: &TeacherConfig) -> Result<Vec<PathBuf>> {
+    Ok(match teacher.kind {
+        TeacherKind::Local => [weight_files(&teacher.path)?, vec![teacher.path.join("config.json")]].concat(),
+        TeacherKind::Gguf | TeacherKind::Cache => vec![teacher.path.clone()],
+    })
 }
 
 /// Refuses to go on when what the run reads has changed, naming it.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Outcome, out, show_plan};
+use super::{Outcome, cache, out, show_plan};
+use crate::cache::is_cache;
 use crate::checkpoint::{Checkpoint, find, layout};
 use crate::cli::InspectArgs;
 use crate::config::{self, plan::Plan};
@@ -33,9 +34,11 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
         run_folder(&path)?
     } else if path.join(layout::CONFIG).is_file() {
         model(&path)?
+    } else if is_cache(&path) {
+        cache::describe(&path)?
     } else if path.is_dir() {
         return Err(Error::input(format!(
-            "{} is neither a model folder (config.json), a checkpoint (state.json) nor a run (metrics.jsonl)",
+            "{} is neither a model folder (config.json), a checkpoint (state.json), a run (metrics.jsonl) nor a teacher cache (header.json)",
             path.display()
         )));
     } else {
@@ -177,7 +180,7 @@ fn run_folder(folder: &Path) -> Result<String> {
                 Span::from_seconds(summary.elapsed_seconds)
             );
             let figures = |eval: &crate::metrics::Eval| {
-                let kl = eval.kl_mean.map_or(String::new(), |kl| format!("KL {kl:.4}, "));
+                let kl = eval.kl_mean.or(eval.bucket_kl_mean).map_or(String::new(), |kl| format!("KL {kl:.4}, "));
                 format!("{kl}student perplexity {:.3}", eval.student_perplexity)
             };
             for (name, eval) in [("before", &summary.initial_eval), ("after", &summary.final_eval)] {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod cache;
 mod eval;
 mod fingerprints;
 mod generate;
@@ -38,6 +39,7 @@ pub fn run(command: Command) -> Result<Outcome> {
     match command {
         Command::Train(args) => train::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Cache(args) => cache::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::build;
+use super::build::{self, AnyTeacher};
+use crate::cache::Reader;
 use crate::config::plan::Plan;
 use crate::config::{Dtype, LossKind, StudentSource, Word};
 use crate::corpus::{Loader, Row, TextTokenizer};
@@ -20,6 +21,9 @@ pub fn lines(plan: &Plan) -> Vec<String> {
     match (&config.teacher, &plan.teacher) {
         (Some(teacher), Some(model)) => {
             line("teacher", format!("{}, {}, {}", teacher.path.display(), shape(model), teacher.dtype.word()));
+        }
+        (Some(teacher), None) if let Some(cache) = &plan.cache => {
+            line("teacher", format!("{}: {}", teacher.path.display(), cached(cache)));
         }
         _ => line("teacher", "none: hard labels alone".into()),
     }
@@ -133,6 +137,20 @@ pub fn lines(plan: &Plan) -> Vec<String> {
     lines
 }
 
+/// What a cache holds, on one line.
+pub fn cached(cache: &Reader) -> String {
+    let header = cache.header();
+    format!(
+        "{} ({}) of a {} with {} parameters in {}, {} rows",
+        header.codec,
+        header.values,
+        header.teacher.architecture,
+        Rounded(header.teacher.parameters),
+        header.teacher.dtype,
+        Count(cache.len())
+    )
+}
+
 fn shape(model: &ModelConfig) -> String {
     format!(
         "{} with {} layers, {} wide, vocabulary {}, {} parameters",
@@ -171,7 +189,7 @@ pub fn with_estimate(plan: &Plan, screen: &Screen) -> Result<String> {
 fn time_steps(plan: &Plan, screen: &Screen) -> Result<Duration> {
     let teacher = build::teacher(plan, screen)?;
     let student = build::student(plan, teacher.as_ref(), screen)?;
-    let mut stepper = build::stepper(plan, teacher.as_ref(), &student)?;
+    let mut stepper = build::stepper(plan, teacher.as_ref().map(AnyTeacher::as_dyn), &student)?;
     let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
     let progress = screen.progress("timing steps", Some(TIMED_STEPS));
     let mut times = vec![];

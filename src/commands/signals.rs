@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM as a flag that training looks at between steps; another one, a moment later, exits at once.
+//! Ctrl-C and SIGTERM as a flag that long work looks at between its units; another one, a moment later, exits at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +13,8 @@ use crate::metrics::Screen;
 /// Signals closer together than this are one: `timeout` and supervisors signal the process and then its group.
 const ONE_SIGNAL: Duration = Duration::from_secs(1);
 
-/// The flag that the first signal raises.
-pub fn watch(screen: &Screen) -> Result<Arc<AtomicBool>> {
+/// The flag that the first signal raises. `unit`: what is finished first, such as "step".
+pub fn watch(unit: &'static str, screen: &Screen) -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut signals =
         Signals::new([SIGINT, SIGTERM]).map_err(|e| Error::run(format!("cannot watch for signals: {e}")))?;
@@ -26,7 +26,7 @@ pub fn watch(screen: &Screen) -> Result<Arc<AtomicBool>> {
                 None => {
                     first = Some(Instant::now());
                     flag.store(true, Ordering::Relaxed);
-                    screen.line("stopping after this step; once more quits without saving");
+                    screen.line(&format!("stopping after this {unit}; once more quits without saving it"));
                 }
                 Some(at) if at.elapsed() < ONE_SIGNAL => {}
                 Some(_) => std::process::exit(128 + signal),

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
+use super::build::AnyTeacher;
+use super::cache::{self, write_through};
 use super::start::{Origin, Start};
 use super::{Outcome, build, fingerprints, out, show_plan, signals};
 use crate::checkpoint::{Dtype, Store, atomic, layout};
@@ -20,7 +22,7 @@ use crate::metrics::{self, Console, Event, Jsonl, Screen, Sink, Sinks};
 use crate::model::Decoder;
 use crate::report::{Column, Status, Summary, eval_table, recorded};
 use crate::student::{Companions, write_model};
-use crate::teacher::{LocalTeacher, RememberingTeacher, Spill, Teacher};
+use crate::teacher::{RememberingTeacher, Spill, Teacher, WriteThrough};
 use crate::train::{Ending, Evaluated, Pace, Run, TrainState};
 use crate::units::{Bytes, Count, Rounded, Span};
 
@@ -43,7 +45,7 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         out::write(&show_plan::with_estimate(&plan, &screen)?)?;
         return Ok(Outcome::Done);
     }
-    let interrupted = signals::watch(&screen)?;
+    let interrupted = signals::watch("step", &screen)?;
     let start = Start::find(args.resume.as_ref(), &config.output.dir, &config, &screen)?;
     let plan = Plan::new(config, devices, &screen)?;
     show_plan::lines(&plan).iter().for_each(|line| screen.line(line));
@@ -66,7 +68,7 @@ struct Session<'a> {
     screen: &'a Screen,
     interrupted: &'a AtomicBool,
     stop_after: Option<u64>,
-    teacher: Option<LocalTeacher>,
+    teacher: Option<AnyTeacher>,
     student: Decoder,
     companions: Companions,
     state: TrainState,
@@ -138,7 +140,12 @@ impl<'a> Session<'a> {
         let plan = self.plan;
         let train = &plan.config.train;
         let (store, mut sinks) = self.open_folder()?;
-        let mut stepper = build::stepper(plan, self.teacher.as_ref(), &self.student)?;
+        let live = self.teacher.as_ref().map(AnyTeacher::as_dyn);
+        // What it says goes to the cache first, so the lock of the run's folder is taken by now.
+        let storing = self.teacher.as_ref().and_then(AnyTeacher::live).filter(|_| writes_through(plan));
+        let storing = storing.map(|teacher| write_through(plan, teacher, self.screen)).transpose()?;
+        let speaking = storing.as_ref().map(|teacher| teacher as &dyn Teacher).or(live);
+        let mut stepper = build::stepper(plan, speaking, &self.student)?;
         let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
         let mut state = self.state.clone();
         if let Start::From(origin) = self.start {
@@ -151,13 +158,13 @@ impl<'a> Session<'a> {
         }
         // Held-out rows are asked for at every evaluation; the teacher's word on them does not change.
         let spill = Spill::new(&plan.config.output.dir, HELD_OUT_DISK);
-        let critic = self.teacher.as_ref().map(|t| RememberingTeacher::new(t, HELD_OUT_MEMORY, spill));
+        let critic = live.map(|teacher| RememberingTeacher::new(teacher, HELD_OUT_MEMORY, spill));
         let critic = critic.as_ref().map(|t| t as &dyn Teacher);
         // The whole first report is kept for the closing table; a resumed run has only what its state says of it.
         let mut initial: Option<EvalReport> = None;
         let mut evaluate_step = |step: u64| -> Result<Option<Evaluated>> {
             let Some(report) = self.evaluate(&self.student, critic)? else { return Ok(None) };
-            let score = report.kl_mean.unwrap_or(report.student_perplexity);
+            let score = report.score();
             let event = eval_event(step, &report);
             if step == 0 {
                 initial = Some(report);
@@ -198,6 +205,7 @@ impl<'a> Session<'a> {
         let rejections = steps.rejections().clone();
         // Nothing is read any more; and the moments are twice the student: gone before the saved student is read back.
         drop((steps, stepper));
+        let stored = storing.map_or(Ok(()), |storing: WriteThrough| storing.finish(cache::corpus_digest(plan)));
         let mut summary = summarize(&state, plan);
         let end = match ended {
             Err(error) => {
@@ -221,6 +229,7 @@ impl<'a> Session<'a> {
         }
         // What follows only tells of the run: it neither hides the run's own error nor costs its result.
         let told = [
+            stored,
             summary.write(run_dir),
             write_rejected(plan, &rejections, run_dir),
             metrics::draw_curves(&run_dir.join(layout::METRICS), &run_dir.join(CURVES), &title(run_dir)),
@@ -303,6 +312,10 @@ impl<'a> Session<'a> {
     }
 }
 
+fn writes_through(plan: &Plan) -> bool {
+    plan.config.cache.as_ref().is_some_and(|cache| cache.write_through)
+}
+
 /// What results depend on in their last bits: the GPUs, or the CPU's instructions.
 fn hardware(plan: &Plan) -> String {
     let Devices { teacher, student } = &plan.devices;
@@ -345,6 +358,7 @@ fn eval_event(step: u64, report: &EvalReport) -> metrics::Eval {
     metrics::Eval {
         step,
         kl_mean: report.kl_mean,
+        bucket_kl_mean: report.bucket_kl_mean,
         kl_median: report.kl_median,
         kl_p99: report.kl_p99,
         top1_agreement: report.top1_agreement,

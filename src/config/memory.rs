@@ -30,6 +30,7 @@ fn of_teacher(config: &TeacherConfig, model: &ModelConfig) -> u64 {
     let file = || std::fs::metadata(&config.path).map_or(0, |file| file.len());
     match (config.kind, config.dtype) {
         (TeacherKind::Gguf, _) => file(),
+        (TeacherKind::Cache, _) => 0,
         (TeacherKind::Local, Dtype::Bf16) => 2 * model.parameters() as u64,
         (TeacherKind::Local, Dtype::F32) => F32 * model.parameters() as u64,
     }

@@ -6,15 +6,18 @@ use std::sync::Arc;
 
 use super::memory::{Memory, estimate};
 use super::types::*;
+use crate::cache::{Codec, DataId, Reader};
 use crate::corpus::{
-    CorpusIndex, Encoder, LoadOrder, Loader, OverlapFinder, Rejections, Row, Scan, TemplateChoice, TextTokenizer, scan,
+    CorpusIndex, Encoder, LoadOrder, Loader, OverlapFinder, Rejections, Row, RowRef, Scan, TemplateChoice,
+    TextTokenizer, scan,
 };
 use crate::device::{Devices, Opened, gpu_memory};
 use crate::error::{Error, Result};
 use crate::kernels::{Precision, Simd};
 use crate::metrics::Screen;
 use crate::model::{Gguf, ModelConfig};
-use crate::units::{Bytes, total_memory_bytes};
+use crate::teacher::not_cached;
+use crate::units::{Bytes, hex, total_memory_bytes};
 
 /// JSONL read for token counts at most, unless the number of steps depends on all of it.
 const SAMPLE_BYTES: u64 = 16 << 20;
@@ -56,7 +59,10 @@ impl Notice {
 pub struct Plan {
     pub config: RunConfig,
     pub devices: Devices,
+    /// None without a teacher, and of a cached one, whose weights are not here.
     pub teacher: Option<ModelConfig>,
+    /// What a cached teacher said.
+    pub cache: Option<Arc<Reader>>,
     pub student: ModelConfig,
     pub encoder: Arc<Encoder>,
     pub train: Arc<CorpusIndex>,
@@ -176,7 +182,9 @@ fn other_tokenizer(difference: &str) -> Error {
 /// What a teacher's files say of it before its weights are read.
 #[derive(Debug)]
 pub struct TeacherFiles {
-    pub config: ModelConfig,
+    /// None of a cache.
+    pub config: Option<ModelConfig>,
+    pub cache: Option<Arc<Reader>>,
     path: PathBuf,
     /// A GGUF file's own vocabulary, by id.
     tokens: Option<Vec<String>>,
@@ -186,6 +194,10 @@ impl TeacherFiles {
     /// Reads the shape of a folder or of a GGUF file.
     pub fn read(kind: TeacherKind, path: &Path) -> Result<Self> {
         let (config, tokens) = match kind {
+            TeacherKind::Cache => {
+                let cache = Some(Arc::new(Reader::open(path)?));
+                return Ok(Self { config: None, cache, path: path.to_owned(), tokens: None });
+            }
             TeacherKind::Local => (ModelConfig::read(model_folder(path)?)?, None),
             TeacherKind::Gguf => {
                 let file = Gguf::open(path)?;
@@ -195,17 +207,109 @@ impl TeacherFiles {
                 (file.config, Some(tokens))
             }
         };
-        Ok(Self { config, path: path.to_owned(), tokens })
+        Ok(Self { config: Some(config), cache: None, path: path.to_owned(), tokens })
     }
 
     /// Refuses a student whose tokenizer numbers its tokens differently.
     pub fn same_tokenizer(&self, student: &TextTokenizer) -> Result<()> {
+        if let Some(cache) = &self.cache {
+            let (theirs, ours) = (&cache.header().teacher.tokenizer, hex(&student.vocabulary_digest()));
+            return match *theirs == ours {
+                true => Ok(()),
+                false => {
+                    Err(other_tokenizer(&format!("teacher.tokenizer of the cache is {theirs}, the student's {ours}")))
+                }
+            };
+        }
         match &self.tokens {
             None => same_tokenizer(&TextTokenizer::from_dir(&self.path)?, student),
             Some(tokens) => match student.difference_from(tokens) {
                 None => Ok(()),
                 Some(difference) => Err(other_tokenizer(&difference)),
             },
+        }
+    }
+}
+
+/// The rows of a config's data, as a cache names them.
+pub fn data_id(encoder: &Encoder, loss_on: LossOn) -> DataId {
+    DataId {
+        chat_template: encoder.template_digest().map_or("none".into(), |digest| hex(&digest)),
+        max_length: encoder.max_length(),
+        loss_on: loss_on.word().into(),
+    }
+}
+
+/// Refuses a cache of other rows than `encoder` makes, naming what differs.
+pub fn cache_of_rows(cache: &Reader, encoder: &Encoder, loss_on: LossOn) -> Result<()> {
+    let (theirs, ours) = (&cache.header().data, data_id(encoder, loss_on));
+    let differ = |key: &str, theirs: &str, ours: &str| {
+        let message =
+            format!("{key} is {theirs} in the teacher's cache and {ours} here: take the same, or cache again");
+        Err(Error::input(message))
+    };
+    match () {
+        () if theirs.max_length != ours.max_length => {
+            differ("data.max_length", &theirs.max_length.to_string(), &ours.max_length.to_string())
+        }
+        () if theirs.loss_on != ours.loss_on => differ("data.loss_on", &theirs.loss_on, &ours.loss_on),
+        () if theirs.chat_template != ours.chat_template => {
+            differ("data.chat_template", &theirs.chat_template, &ours.chat_template)
+        }
+        () => Ok(()),
+    }
+}
+
+/// Refuses a cache that the run cannot use.
+fn cache_fits(cache: &Reader, config: &RunConfig, encoder: &Encoder, devices: &Devices) -> Result<()> {
+    cache_of_rows(cache, encoder, config.data.loss_on)?;
+    let header = cache.header();
+    let temperature = config.loss.temperature;
+    if header.codec != Codec::Dense && header.temperature(temperature).is_none() {
+        return Err(Error::input(format!(
+            "loss.temperature = {temperature}, but the teacher's cache knows what it left out at {:?} alone: take one of \
+             these, or cache again with this config",
+            header.temperatures
+        )));
+    }
+    // MAX_TOP_K of the kernels.
+    let stored = match header.codec {
+        Codec::TopK { k } => k,
+        Codec::Sampled { draws, .. } => draws,
+        Codec::Dense => 0,
+    };
+    if stored > 2048 && devices.student.device.is_cuda() {
+        return Err(Error::input(format!(
+            "the teacher's cache has {} of each target, a GPU takes up to 2048: set student.device = \"cpu\", or cache less",
+            header.codec
+        )));
+    }
+    Ok(())
+}
+
+/// Rows that a cache does not have.
+#[derive(Default)]
+pub struct Missing {
+    count: u64,
+    first: Option<RowRef>,
+}
+
+impl Missing {
+    /// Looks for `row` in `cache`.
+    pub fn look(&mut self, cache: &Reader, row: &Row) -> Result<()> {
+        if cache.find(&row.source.digest)?.is_none() {
+            self.count += 1;
+            self.first.get_or_insert_with(|| row.source.clone());
+        }
+        Ok(())
+    }
+
+    /// Refuses to go on without them.
+    pub fn refuse(self) -> Result<()> {
+        match self.first {
+            None => Ok(()),
+            Some(row) if self.count == 1 => Err(not_cached(&row)),
+            Some(row) => Err(not_cached(&row).context(format!("{} rows are not cached, the first", self.count))),
         }
     }
 }
@@ -284,9 +388,18 @@ impl Plan {
             .map_err(|e| e.context("data.eval"))?;
         let limit = matches!(config.train.length(), Length::Steps(_)).then_some(SAMPLE_BYTES);
         let progress = screen.progress("tokenising", Some(corpora.train.len() as u64));
-        let scan = scan(&corpora.train, &encoder, limit, |done| progress.set(done, "rows"))
+        // A row that a cache does not have is better found now than in the middle of the run.
+        let limit = limit.filter(|_| models.cache.is_none());
+        let mut missing = Missing::default();
+        if let Some(cache) = &models.cache {
+            cache_fits(cache, &config, &encoder, &devices)?;
+            held_out.iter().flat_map(|held_out| &held_out.rows).try_for_each(|row| missing.look(cache, row))?;
+        }
+        let watch = |_, _, row: &Row| models.cache.as_ref().map_or(Ok(()), |cache| missing.look(cache, row));
+        let scan = scan(&corpora.train, &encoder, limit, watch, |done| progress.set(done, "rows"))
             .map_err(|e| e.context("data.train"))?;
         progress.finish();
+        missing.refuse()?;
         let count = |epochs| {
             let order = LoadOrder { seed: config.seed, shuffle: config.data.shuffle, epochs: Some(epochs) };
             scan.count_steps(order, config.train.batch_size, config.data.packing, config.data.max_length)
@@ -305,6 +418,7 @@ impl Plan {
             config,
             devices,
             teacher: models.teacher,
+            cache: models.cache,
             student: models.student,
             encoder,
             train: corpora.train,
@@ -374,6 +488,7 @@ impl Plan {
 /// The models' shapes and the tokenizer they share.
 struct Models {
     teacher: Option<ModelConfig>,
+    cache: Option<Arc<Reader>>,
     student: ModelConfig,
     tokenizer: Arc<TextTokenizer>,
 }
@@ -405,13 +520,13 @@ impl Models {
         if let Some(teacher) = teacher.as_ref().filter(|teacher| teacher.path != *dir) {
             findings.keep("student", teacher.same_tokenizer(&own));
         }
-        let teacher = teacher.map(|teacher| teacher.config);
+        let (teacher, cache) = teacher.map_or((None, None), |teacher| (teacher.config, teacher.cache));
         for (whose, model) in [("teacher", &teacher), ("student", &student)] {
             if let Some(model) = model {
                 findings.keep(whose, covers(model, &own, whose));
             }
         }
-        Some(Self { teacher, student: student?, tokenizer: own })
+        Some(Self { teacher, cache, student: student?, tokenizer: own })
     }
 }
 

@@ -23,6 +23,7 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
     let seed = r.integer("seed", 0).unwrap_or(42);
     let teacher = teacher(r);
     let student = student(r, teacher.as_ref());
+    let cache = cache(r, teacher.as_ref());
     let data = data(r);
     let loss = loss(r);
     let train = train(r);
@@ -50,25 +51,73 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
     if !r.problems.is_empty() {
         return None;
     }
-    Some(RunConfig { seed, teacher, student: student?, data: data?, loss, train, eval, checkpoint, output: output? })
+    Some(RunConfig {
+        seed,
+        teacher,
+        student: student?,
+        cache,
+        data: data?,
+        loss,
+        train,
+        eval,
+        checkpoint,
+        output: output?,
+    })
 }
 
 fn teacher(r: &mut Reader<'_>) -> Option<TeacherConfig> {
     r.section("teacher")?;
     let dtype = r.choice("teacher.dtype", Dtype::F32, &[Dtype::F32, Dtype::Bf16], &[]);
-    let kind = r.choice("teacher.kind", TeacherKind::Local, TeacherKind::ALL, &["cache", "api"]);
+    let kind = r.choice("teacher.kind", TeacherKind::Local, TeacherKind::ALL, &["api"]);
     if !r.has("teacher.path") {
-        r.missing("teacher.path", "give a model folder, a Hugging Face id, or, for teacher.kind = \"gguf\", a file");
+        r.missing(
+            "teacher.path",
+            "give a model folder, a Hugging Face id, or what teacher.kind = \"gguf\" or \"cache\" takes",
+        );
     }
     let device = device(r, "teacher.device");
     if kind == TeacherKind::Gguf && device.is_some_and(|device| device != DeviceChoice::Cpu) {
         r.refuse("teacher.device", "is not for teacher.kind = \"gguf\": quantised weights are multiplied on the CPU");
     }
+    if kind == TeacherKind::Cache {
+        if device.is_some() {
+            r.refuse("teacher.device", "is not for teacher.kind = \"cache\": nothing is computed there");
+        }
+        if dtype != Dtype::F32 {
+            r.refuse("teacher.dtype", "is not for teacher.kind = \"cache\", which was computed in the dtype it names");
+        }
+    }
     let path = match kind {
         TeacherKind::Local => r.model("teacher.path"),
-        TeacherKind::Gguf => r.path("teacher.path"),
+        TeacherKind::Gguf | TeacherKind::Cache => r.path("teacher.path"),
     };
     Some(TeacherConfig { kind, path: path?, dtype, device })
+}
+
+fn cache(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option<CacheConfig> {
+    r.section("cache")?;
+    let codec = r.choice("cache.codec", CacheCodec::TopK, CacheCodec::ALL, &[]);
+    let (k, draws) = (r.size("cache.k", 1), r.size("cache.draws", 1));
+    for (key, full, owner) in [("k", "cache.k", CacheCodec::TopK), ("draws", "cache.draws", CacheCodec::Sampled)] {
+        if r.has(full) && codec != owner {
+            let (codec, owner) = (codec.word(), owner.word());
+            r.refuse(full, format!("is not used by cache.codec = {codec:?}: {key} is for {owner:?}"));
+        }
+    }
+    if draws.is_some_and(|draws| draws > u16::MAX as usize) {
+        r.outside("cache.draws", format!("an integer from 1 to {}", u16::MAX));
+    }
+    let write_through = r.flag("cache.write_through", false);
+    if write_through && !matches!(teacher.map(|t| t.kind), Some(TeacherKind::Local | TeacherKind::Gguf) | None) {
+        r.refuse("cache.write_through", "wants a live teacher: what a cache says is stored already");
+    }
+    Some(CacheConfig {
+        codec,
+        k: (codec == CacheCodec::TopK).then(|| k.unwrap_or(64)),
+        draws: (codec == CacheCodec::Sampled).then(|| draws.unwrap_or(32)),
+        values: r.choice("cache.values", CacheValues::F16, CacheValues::ALL, &[]),
+        write_through,
+    })
 }
 
 fn device(r: &mut Reader<'_>, key: &str) -> Option<DeviceChoice> {
@@ -140,11 +189,13 @@ fn model_or_teacher(r: &mut Reader<'_>, key: &str, teacher: Option<&TeacherConfi
         r.missing(key, &format!("without a local [teacher], give {what}"));
     }
     let teacher = teacher?;
-    if teacher.kind == TeacherKind::Gguf {
-        r.missing(key, &format!("a GGUF teacher has none to lend: give {what}"));
-        return None;
-    }
-    Some(teacher.path.clone())
+    let kind = match teacher.kind {
+        TeacherKind::Local => return Some(teacher.path.clone()),
+        TeacherKind::Gguf => "GGUF",
+        TeacherKind::Cache => "cached",
+    };
+    r.missing(key, &format!("a {kind} teacher has none to lend: give {what}"));
+    None
 }
 
 fn data(r: &mut Reader<'_>) -> Option<DataConfig> {

@@ -12,7 +12,7 @@ pub struct Section {
 
 /// Keys outside any section.
 pub const TOP: &[&str] = &["seed"];
-const LATER_SECTIONS: &[&str] = &["cache", "rollout"];
+const LATER_SECTIONS: &[&str] = &["rollout"];
 
 pub const SECTIONS: &[Section] = &[
     Section { name: "teacher", keys: &["kind", "path", "dtype", "device"], later: &[] },
@@ -21,6 +21,7 @@ pub const SECTIONS: &[Section] = &[
         keys: &["kind", "path", "config", "tokenizer", "layers", "from", "device"],
         later: &["rank", "alpha", "targets"],
     },
+    Section { name: "cache", keys: &["codec", "k", "draws", "values", "write_through"], later: &[] },
     Section {
         name: "data",
         keys: &["train", "eval", "max_length", "loss_on", "chat_template", "packing", "shuffle", "on_bad_record"],

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
+use crate::cache::is_cache;
 use crate::device::{DeviceChoice, Devices};
 use crate::error::Result;
 
@@ -47,25 +48,39 @@ words! {
         Local = "local",
         /// A GGUF file, whose weights stay quantised.
         Gguf = "gguf",
+        /// What a teacher said before, stored by `distill cache` or a run with `cache.write_through`.
+        Cache = "cache",
     }
 }
 
 impl TeacherKind {
-    /// Of what lies at `path`: a file called .gguf, or else a folder.
+    /// Of what lies at `path`: a file called .gguf, a cache's folder, or else a model's.
     pub fn of(path: &std::path::Path) -> Self {
         let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
-        if named && !path.is_dir() { Self::Gguf } else { Self::Local }
+        match path {
+            _ if named && !path.is_dir() => Self::Gguf,
+            _ if is_cache(path) => Self::Cache,
+            _ => Self::Local,
+        }
     }
 
     /// Where it computes when its own key says nothing: quantised weights are the CPU's.
     pub fn device(self, default: DeviceChoice) -> DeviceChoice {
         match self {
             Self::Local => default,
-            Self::Gguf => DeviceChoice::Cpu,
+            Self::Gguf | Self::Cache => DeviceChoice::Cpu,
         }
     }
 }
 
+words! {
+    /// Which tokens of a target a cache keeps.
+    CacheCodec { TopK = "top_k", Sampled = "sampled", Dense = "dense" }
+}
+words! {
+    /// How a cache keeps log-probabilities.
+    CacheValues { F16 = "f16", F32 = "f32" }
+}
 words! {
     /// Which tokens of a row with a prompt count.
     LossOn { Completion = "completion", All = "all" }
@@ -91,6 +106,9 @@ pub struct RunConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher: Option<TeacherConfig>,
     pub student: StudentConfig,
+    /// What `distill cache` or a run with `write_through` stores; None: nothing was said of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheConfig>,
     pub data: DataConfig,
     pub loss: LossConfig,
     pub train: TrainConfig,
@@ -116,13 +134,35 @@ impl RunConfig {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TeacherConfig {
     pub kind: TeacherKind,
-    /// A folder, or a GGUF file.
+    /// A model's folder, a GGUF file, or a cache's folder.
     pub path: PathBuf,
     /// How its frozen weights are held and multiplied; of a GGUF file, what its products round to.
     pub dtype: Dtype,
     /// None: the command's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceChoice>,
+}
+
+/// Of a teacher's word, what is stored.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CacheConfig {
+    pub codec: CacheCodec,
+    /// Tokens of a target, with `top_k`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub k: Option<usize>,
+    /// Draws for a target, with `sampled`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draws: Option<usize>,
+    pub values: CacheValues,
+    /// A run stores what its live teacher says, and asks for each row once.
+    pub write_through: bool,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        let (codec, values) = (CacheCodec::TopK, CacheValues::F16);
+        Self { codec, k: Some(64), draws: None, values, write_through: false }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -80,6 +80,16 @@ impl Batch {
         batch
     }
 
+    /// Row `r`, as it went in.
+    pub fn row(&self, r: usize) -> Row {
+        let tokens = self.cu_lens[r]..self.cu_lens[r + 1];
+        let mut targets = vec![false; tokens.len()];
+        for &from in &self.target_rows[self.cu_targets[r]..self.cu_targets[r + 1]] {
+            targets[from as usize + 1 - tokens.start] = true;
+        }
+        Row { tokens: self.tokens[tokens].to_vec(), targets, source: self.rows[r].clone() }
+    }
+
     /// Number of targets N: what a step divides its loss by.
     pub fn valid_tokens(&self) -> usize {
         self.labels.len()

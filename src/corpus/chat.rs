@@ -12,6 +12,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, Error as JinjaError, ErrorKind, State, Value};
 
+use sha2::{Digest, Sha256};
+
 use super::jsonl::Message;
 use super::sandbox;
 use crate::printable::excerpt;
@@ -45,6 +47,7 @@ pub struct SpecialTokens {
 pub struct ChatTemplate {
     engine: Arc<Engine>,
     hung: AtomicBool,
+    digest: [u8; 32],
 }
 
 #[derive(Debug)]
@@ -89,15 +92,21 @@ impl ChatTemplate {
             state.consume_fuel(json.len() as u64 / 8)?;
             Ok::<_, JinjaError>(json)
         });
+        let digest = Sha256::digest(source).into();
         let source = without_generation_tags(source);
         let compile = move || match environment.add_template_owned(NAME, source) {
             Ok(()) => Ok(Engine { environment, special }),
             Err(e) => Err(reason(&e)),
         };
         match watched(compile).map_err(Stopped::reason).flatten() {
-            Ok(engine) => Ok(Self { engine: Arc::new(engine), hung: AtomicBool::new(false) }),
+            Ok(engine) => Ok(Self { engine: Arc::new(engine), hung: AtomicBool::new(false), digest }),
             Err(reason) => Err(Error::input(format!("the chat template does not compile: {reason}"))),
         }
+    }
+
+    /// SHA-256 of its text.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
     }
 
     /// The template of a model folder, `chat_template.jinja` before `chat_template` in tokenizer_config.json (a string, or

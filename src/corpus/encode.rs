@@ -138,6 +138,14 @@ impl Encoder {
         self.max_length
     }
 
+    /// SHA-256 of the chat template, where there is one.
+    pub fn template_digest(&self) -> Option<[u8; 32]> {
+        match &self.template {
+            Template::Chat(template) => Some(template.digest()),
+            Template::Off | Template::Missing => None,
+        }
+    }
+
     /// The rows of `record`, which stands at `place`.
     pub fn encode(&self, record: &Record, place: &Place) -> Result<Encoded, EncodeError> {
         let mut rows = vec![];

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::batch::Row;
 use super::encode::{EncodeError, Encoded, Encoder};
 use super::index::{CorpusIndex, OnBadRecord, Place, Rejections};
 use super::loader::{LoadOrder, no_target_left};
@@ -66,6 +67,7 @@ impl Lengths {
 const CHUNK: usize = 1024;
 
 /// Tokenises the corpus on all threads: every record, or an evenly spaced sample of about `limit_bytes` if the files are larger.
+/// `watch` is handed every row that has a target, in order, with the number of its record and its own within that;
 /// `progress` is told how many records are done.
 ///
 /// Input errors: records that cannot be encoded, under on_bad_record = "fail" (up to ten are listed); no target at all.
@@ -73,6 +75,7 @@ pub fn scan(
     index: &CorpusIndex,
     encoder: &Encoder,
     limit_bytes: Option<u64>,
+    mut watch: impl FnMut(usize, usize, &Row) -> Result<()>,
     mut progress: impl FnMut(u64),
 ) -> Result<Scan> {
     let stride = limit_bytes.map_or(1, |limit| index.bytes().div_ceil(limit.max(1)).max(1)) as usize;
@@ -87,7 +90,10 @@ pub fn scan(
             Ok((place, encoded))
         };
         let done: Vec<_> = (start..end).into_par_iter().map(encode).collect::<Result<_>>()?;
-        for (place, encoded) in done {
+        for (n, (place, encoded)) in (start..).zip(done) {
+            for (i, row) in encoded.iter().flat_map(|e| &e.rows).enumerate() {
+                row.row.iter().try_for_each(|row| watch(n * stride, i, row))?;
+            }
             scan.add(place, encoded)?;
         }
         progress(end as u64);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use super::chat::SpecialTokens;
@@ -143,6 +144,19 @@ impl TextTokenizer {
     /// The highest id that encoding can yield: a model needs more rows than that.
     pub fn max_token_id(&self) -> u32 {
         self.vocab.values().copied().max().unwrap_or(0)
+    }
+
+    /// SHA-256 over every token with its id, in the order of ids: the same for tokenizers that number the same tokens alike.
+    pub fn vocabulary_digest(&self) -> [u8; 32] {
+        let mut tokens: Vec<(u32, &str)> = self.vocab.iter().map(|(token, id)| (*id, token.as_str())).collect();
+        tokens.sort_unstable();
+        let mut hasher = Sha256::new();
+        for (id, token) in tokens {
+            hasher.update(id.to_le_bytes());
+            hasher.update((token.len() as u64).to_le_bytes());
+            hasher.update(token);
+        }
+        hasher.finalize().into()
     }
 
     pub fn special(&self) -> &SpecialTokens {

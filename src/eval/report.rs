@@ -21,10 +21,14 @@ pub struct RowSums {
 pub struct EvalReport {
     pub rows: usize,
     pub tokens: usize,
-    /// What the teacher gave: "dense", or null without a teacher.
+    /// What the teacher gave: "dense", "top_k", "sampled", or null without a teacher. What a stored part of the distribution
+    /// cannot tell is null; of "sampled", `kl_mean` and `acceptance` are unbiased estimates.
     pub signal: Option<&'static str>,
     pub kl_mean: Option<f64>,
-    /// Standard error of `kl_mean`, clustered by row.
+    /// With "top_k" alone: the mean KL of the k tokens and one bucket of all others, which is at most `kl_mean`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket_kl_mean: Option<f64>,
+    /// Standard error of the mean, clustered by row.
     pub kl_stderr: Option<f64>,
     pub kl_median: Option<f64>,
     pub kl_p90: Option<f64>,
@@ -40,6 +44,8 @@ pub struct EvalReport {
     pub perplexity_ratio: Option<f64>,
     pub perplexity_ratio_ci95: Option<Interval>,
     pub rms_delta_p: Option<f64>,
+    /// 99th percentile of |log q(label) − log p(label)|.
+    pub delta_log_p_p99: Option<f64>,
     /// Share of rows whose every target the student ranks first: what greedy decoding answers exactly.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub student_exact_match: Option<f64>,
@@ -58,16 +64,25 @@ impl EvalReport {
         Self { student_exact_match: None, teacher_exact_match: None, ..self }
     }
 
-    /// `row_ends[r]` is the number of targets of rows 0 to r.
-    pub(super) fn new(targets: &[TargetStats], row_ends: &[usize]) -> Result<Self> {
+    /// What runs are compared by, less is better: the KL, else what is known of it, else the student's perplexity.
+    pub fn score(&self) -> f64 {
+        self.kl_mean.or(self.bucket_kl_mean).unwrap_or(self.student_perplexity)
+    }
+
+    /// `row_ends[r]` is the number of targets of rows 0 to r; `signal` is what the teacher gave.
+    pub(super) fn new(targets: &[TargetStats], row_ends: &[usize], signal: Option<&'static str>) -> Result<Self> {
         if targets.is_empty() {
             return Err(Error::input("there is no target token to evaluate on"));
         }
         let n = targets.len() as f64;
         let mean = |f: &dyn Fn(&TargetStats) -> f64| targets.iter().map(f).sum::<f64>() / n;
         let comparisons: Option<Vec<Comparison>> = targets.iter().map(|t| t.comparison).collect();
-        let compared =
-            |f: &dyn Fn(&Comparison) -> f64| comparisons.as_ref().map(|all| all.iter().map(f).sum::<f64>() / n);
+        let known = |f: &dyn Fn(&Comparison) -> Option<f64>| -> Option<f64> {
+            let all: Option<Vec<f64>> = comparisons.as_ref()?.iter().map(f).collect();
+            all.map(|all| all.iter().sum::<f64>() / n)
+        };
+        let compared = |f: &dyn Fn(&Comparison) -> f64| known(&|c| Some(f(c)));
+        let (dense, bucket) = (signal == Some("dense"), signal == Some("top_k"));
         let rows: Vec<&[TargetStats]> = row_ends
             .iter()
             .scan(0, |start, &end| Some(&targets[std::mem::replace(start, end)..end]))
@@ -79,37 +94,39 @@ impl EvalReport {
         };
         let mut kls: Vec<f64> = comparisons.iter().flatten().map(|c| c.kl).collect();
         kls.sort_by(f64::total_cmp);
-        let percentile = |p: f64| comparisons.as_ref().map(|_| percentile(&kls, p));
+        let delta = |t: &TargetStats| t.comparison.map(|c| (t.nll - c.teacher_nll).abs());
+        let mut deltas: Vec<f64> = targets.iter().filter_map(delta).collect();
+        deltas.sort_by(f64::total_cmp);
+        let percentile = |p: f64| (dense && !kls.is_empty()).then(|| percentile(&kls, p));
         let student_perplexity = mean(&|t| t.nll).exp();
         let teacher_perplexity = compared(&|c| c.teacher_nll).map(f64::exp);
-        let kl_mean = compared(&|c| c.kl);
+        let mean_kl = compared(&|c| c.kl);
         let ratio = |sums: &RowSums| ((sums.nll - sums.teacher_nll) / sums.targets).exp();
-        let outside: Option<Vec<f64>> =
-            comparisons.as_ref().and_then(|all| all.iter().map(|c| c.mass_outside).collect());
         Ok(Self {
             rows: rows.len(),
             tokens: targets.len(),
-            signal: comparisons.as_ref().map(|_| "dense"),
-            kl_mean,
-            kl_stderr: kl_mean.and_then(|mean| clustered_error(&row_sums, mean)),
+            signal,
+            kl_mean: mean_kl.filter(|_| !bucket),
+            bucket_kl_mean: mean_kl.filter(|_| bucket),
+            kl_stderr: mean_kl.and_then(|mean| clustered_error(&row_sums, mean)),
             kl_median: percentile(0.5),
             kl_p90: percentile(0.9),
             kl_p99: percentile(0.99),
-            kl_max: kls.last().copied(),
-            reverse_kl_mean: compared(&|c| c.reverse_kl),
-            top1_agreement: compared(&|c| c.top1 as u8 as f64),
-            top5_overlap: compared(&|c| c.top5),
-            acceptance: compared(&|c| c.acceptance),
+            kl_max: percentile(1.0),
+            reverse_kl_mean: known(&|c| c.reverse_kl),
+            top1_agreement: known(&|c| c.top1.map(|same| same as u8 as f64)),
+            top5_overlap: known(&|c| c.top5),
+            acceptance: known(&|c| c.acceptance),
             student_perplexity,
             teacher_perplexity,
             perplexity_ratio: teacher_perplexity.map(|t| student_perplexity / t),
             perplexity_ratio_ci95: comparisons.as_ref().map(|_| bootstrap::interval(&row_sums, ratio)),
             rms_delta_p: compared(&|c| c.delta_p * c.delta_p).map(f64::sqrt),
+            delta_log_p_p99: (!deltas.is_empty()).then(|| self::percentile(&deltas, 0.99)),
             student_exact_match: Some(exact(&|t| t.correct)),
-            teacher_exact_match: comparisons
-                .as_ref()
-                .map(|_| exact(&|t| t.comparison.is_some_and(|c| c.teacher_correct))),
-            student_mass_outside: outside.map(|all| all.iter().sum::<f64>() / n),
+            teacher_exact_match: known(&|c| c.teacher_correct.map(|_| 0.0))
+                .map(|_| exact(&|t| t.comparison.is_some_and(|c| c.teacher_correct == Some(true)))),
+            student_mass_outside: known(&|c| c.mass_outside),
             row_sums,
         })
     }
@@ -147,13 +164,13 @@ mod tests {
     fn target(kl: f64, nll: f64, correct: bool) -> TargetStats {
         let comparison = Comparison {
             kl,
-            reverse_kl: kl,
-            top1: correct,
-            top5: 0.5,
-            acceptance: 0.5,
+            reverse_kl: Some(kl),
+            top1: Some(correct),
+            top5: Some(0.5),
+            acceptance: Some(0.5),
             mass_outside: None,
             teacher_nll: 1.0,
-            teacher_correct: true,
+            teacher_correct: Some(true),
             delta_p: -0.5,
         };
         TargetStats { nll, correct, comparison: Some(comparison) }
@@ -162,7 +179,7 @@ mod tests {
     #[test]
     fn means_are_weighted_by_tokens_and_rows_are_clusters() {
         let targets = [target(1.0, 2.0, true), target(3.0, 2.0, true), target(5.0, 2.0, false)];
-        let report = EvalReport::new(&targets, &[2, 3]).unwrap();
+        let report = EvalReport::new(&targets, &[2, 3], Some("dense")).unwrap();
         assert_eq!((report.rows, report.tokens, report.kl_mean), (2, 3, Some(3.0)));
         // S = (4, 5), n = (2, 1), μ = 3: √(2 · (4 + 4)) / 3.
         assert!((report.kl_stderr.unwrap() - 4.0 / 3.0).abs() < 1e-12);
@@ -171,17 +188,31 @@ mod tests {
         assert!((report.student_perplexity - 2f64.exp()).abs() < 1e-12);
         assert!((report.perplexity_ratio.unwrap() - 1f64.exp()).abs() < 1e-12);
         assert_eq!((report.student_exact_match, report.teacher_exact_match), (Some(0.5), Some(1.0)));
+        assert_eq!(report.delta_log_p_p99, Some(1.0));
+    }
+
+    #[test]
+    fn a_stored_signal_has_no_percentiles_and_top_k_no_kl_but_its_own() {
+        let targets = [target(1.0, 2.0, true), target(3.0, 2.0, true)];
+        let of = |signal| EvalReport::new(&targets, &[1, 2], Some(signal)).unwrap();
+        let (top_k, sampled) = (of("top_k"), of("sampled"));
+        assert_eq!((top_k.kl_mean, top_k.bucket_kl_mean, top_k.score()), (None, Some(2.0), 2.0));
+        assert_eq!((sampled.kl_mean, sampled.bucket_kl_mean, sampled.score()), (Some(2.0), None, 2.0));
+        for report in [top_k, sampled] {
+            let percentiles = [report.kl_median, report.kl_p90, report.kl_p99, report.kl_max];
+            assert!(percentiles.iter().all(Option::is_none) && report.kl_stderr.is_some());
+        }
     }
 
     #[test]
     fn without_a_teacher_only_the_students_figures_are_there() {
         let targets = [TargetStats { nll: 1.0, correct: true, comparison: None }];
-        let report = EvalReport::new(&targets, &[1]).unwrap();
+        let report = EvalReport::new(&targets, &[1], None).unwrap();
         assert_eq!((report.kl_mean, report.teacher_perplexity, report.signal), (None, None, None));
     }
 
     #[test]
     fn no_target_is_an_input_error() {
-        assert_eq!(EvalReport::new(&[], &[]).unwrap_err().class(), crate::error::Class::Input);
+        assert_eq!(EvalReport::new(&[], &[], None).unwrap_err().class(), crate::error::Class::Input);
     }
 }

@@ -25,6 +25,8 @@ pub enum TeacherRows {
     Logits(Tensor),
     /// `[n, k]` token ids (u32) and log-probabilities at temperature 1, and `[n]` logs of what all others hold.
     TopK { ids: Tensor, log_probabilities: Tensor, log_tails: Tensor },
+    /// `[n, m]` token ids (u32), log-probabilities at the loss's temperature and weights, 0 for padding.
+    Sampled { ids: Tensor, log_probabilities: Tensor, weights: Tensor },
 }
 
 /// What the rows said.

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::row::{Divergence, LogitRow};
 use crate::error::Result;
 use crate::kernels::{RowScales, RowSums, TeacherRows, forward_kl_rows, math};
-use crate::signal::{Needs, TopKRow};
+use crate::signal::{SampledRow, TopKRow};
 
 /// Zero exactly when p = q. Student tokens beyond the teacher's row have p = 0: they cost nothing themselves, and their
 /// share of q pushes them down.
@@ -16,8 +16,8 @@ impl Divergence for ForwardKl {
         "forward_kl"
     }
 
-    fn needs(&self) -> Needs {
-        Needs { full_distribution: false }
+    fn needs_full_distribution(&self) -> bool {
+        false
     }
 
     /// ∂D/∂z = (q − p) / T.
@@ -86,6 +86,28 @@ impl Divergence for ForwardKl {
             }
         }
         every.map(|i| term(log_p(i), log_q(i))).sum::<f64>() + term(log_p_rest, log_q_rest)
+    }
+
+    /// Σ ŵ (log p − log q); ∂/∂z = ((Σ ŵ) q − ŵ) / T. The weights are not normalised to a sum of one: that would be biased.
+    fn sampled_row(&self, teacher: SampledRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64 {
+        let draws = || teacher.ids.iter().zip(teacher.log_probabilities).zip(teacher.weights);
+        if let Some((gradient, scale)) = gradient {
+            let scale = scale * student.inverse_temperature;
+            let pull = scale * teacher.weights.iter().sum::<f32>();
+            math::vectorize(
+                #[inline(always)]
+                || {
+                    for (g, &z) in gradient.iter_mut().zip(student.logits) {
+                        *g += pull * math::exp(student.log_probability_of(z));
+                    }
+                },
+            );
+            draws().for_each(|((&id, _), &weight)| gradient[id as usize] -= scale * weight);
+        }
+        let term = |((&id, &log_p), &weight): ((&u32, &f32), &f32)| {
+            weight as f64 * (log_p as f64 - student.log_probability(id as usize) as f64)
+        };
+        draws().map(term).sum()
     }
 
     fn rows_on_gpu(

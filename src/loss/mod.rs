@@ -16,6 +16,6 @@ mod row;
 pub use cross_entropy::cross_entropy_row;
 pub use driver::{ChunkedLogits, StudentHead};
 pub use forward_kl::ForwardKl;
-pub(crate) use objective::checked_teacher_row;
 pub use objective::{Objective, Output, Sums};
+pub(crate) use objective::{checked_sampled, checked_teacher_row, checked_top_k};
 pub use row::{Divergence, LogitRow};

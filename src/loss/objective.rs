@@ -8,7 +8,7 @@ use super::row::{Divergence, LogitRow};
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
 use crate::kernels::RowScales;
-use crate::signal::{Needs, TeacherRow, TeacherSignal, TopKRow};
+use crate::signal::{Needs, SampledRow, TeacherRow, TeacherSignal, TopKRow};
 
 /// Undivided sums over targets, in nats. What was not computed is None.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -79,7 +79,8 @@ impl Objective {
 
     /// What the teacher has to give.
     pub fn needs(&self) -> Needs {
-        self.divergence.as_ref().map(|d| d.needs()).unwrap_or_default()
+        let full_distribution = self.divergence.as_ref().is_some_and(|d| d.needs_full_distribution());
+        Needs { full_distribution, temperature: self.temperature }
     }
 
     /// Targets per chunk of logits, instead of as many as the memory limit allows: the results do not depend on it.
@@ -133,6 +134,9 @@ impl Objective {
                         TeacherRow::TopK(p) => {
                             divergence.top_k_row(checked_top_k(p, student.len(), batch, i)?, q, into)
                         }
+                        TeacherRow::Sampled(p) => {
+                            divergence.sampled_row(checked_sampled(p, student.len(), batch, i)?, q, into)
+                        }
                     }
                 }
                 (Some(_), None) => return Err(Error::run("a divergence was asked for without a teacher's signal")),
@@ -181,18 +185,43 @@ pub(super) fn teacher_not_finite(batch: &Batch, n: usize) -> Error {
 
 /// A stored row of target `n`; refused with the row's file and line when a token lies beyond the student's `vocab`, or a
 /// probability is none.
-pub(super) fn checked_top_k<'a>(row: TopKRow<'a>, vocab: usize, batch: &Batch, n: usize) -> Result<TopKRow<'a>> {
-    let refuse = |what: String| {
-        let source = batch.row_of_target(n);
-        let (file, line) = (source.file.display(), source.line);
-        Err(Error::run(format!("{file}:{line}: the stored signal for target {n} of the batch {what}")))
-    };
-    if let Some(id) = row.ids.iter().find(|&&id| id as usize >= vocab) {
-        return refuse(format!("names token {id}, the student's vocabulary has {vocab}"));
-    }
-    let mut stored = row.log_probabilities.iter().chain([&row.log_tail]);
-    if let Some(odd) = stored.find(|p| p.is_nan() || **p > 1e-3) {
-        return refuse(format!("holds {odd} where a log-probability is wanted"));
-    }
+pub(crate) fn checked_top_k<'a>(row: TopKRow<'a>, vocab: usize, batch: &Batch, n: usize) -> Result<TopKRow<'a>> {
+    check_stored(row.ids, row.log_probabilities.iter().chain([&row.log_tail]), vocab, batch, n)?;
     Ok(row)
+}
+
+/// As [`checked_top_k`]; a weight has to be a finite number of at least 0.
+pub(crate) fn checked_sampled<'a>(
+    row: SampledRow<'a>,
+    vocab: usize,
+    batch: &Batch,
+    n: usize,
+) -> Result<SampledRow<'a>> {
+    check_stored(row.ids, row.log_probabilities.iter(), vocab, batch, n)?;
+    match row.weights.iter().find(|weight| !weight.is_finite() || **weight < 0.0) {
+        None => Ok(row),
+        Some(odd) => Err(stored_is_odd(batch, n, format!("holds {odd} where the weight of a draw is wanted"))),
+    }
+}
+
+fn check_stored<'a>(
+    ids: &[u32],
+    mut log_probabilities: impl Iterator<Item = &'a f32>,
+    vocab: usize,
+    batch: &Batch,
+    n: usize,
+) -> Result<()> {
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+        return Err(stored_is_odd(batch, n, format!("names token {id}, the student's vocabulary has {vocab}")));
+    }
+    match log_probabilities.find(|p| p.is_nan() || **p > 1e-3) {
+        None => Ok(()),
+        Some(odd) => Err(stored_is_odd(batch, n, format!("holds {odd} where a log-probability is wanted"))),
+    }
+}
+
+fn stored_is_odd(batch: &Batch, n: usize, what: String) -> Error {
+    let source = batch.row_of_target(n);
+    let (file, line) = (source.file.display(), source.line);
+    Error::run(format!("{file}:{line}: the stored signal for target {n} of the batch {what}"))
 }

@@ -4,7 +4,7 @@
 use candle_core::{Device, Tensor};
 
 use super::driver::{ChunkedLogits, StudentHead};
-use super::objective::{Objective, Output, checked_top_k, teacher_not_finite};
+use super::objective::{Objective, Output, checked_sampled, checked_top_k, teacher_not_finite};
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
 use crate::kernels::{Linear, RowScales, RowSums, TeacherRows, Weight, cross_entropy_rows};
@@ -81,6 +81,27 @@ fn teacher_rows(
         TeacherSignal::Dense { logits, vocab_size } => {
             let chunk = &logits[from * vocab_size..(from + rows) * vocab_size];
             TeacherRows::Logits(Tensor::from_slice(chunk, (rows, *vocab_size), device)?)
+        }
+        TeacherSignal::Sampled { bounds, .. } => {
+            let longest = (from..from + rows).map(|n| bounds[n + 1] - bounds[n]).max().unwrap_or(0).max(1);
+            let (mut ids, mut log_probabilities, mut weights) = (vec![], vec![], vec![]);
+            for n in from..from + rows {
+                if let TeacherRow::Sampled(row) = signal.row(n, &[], vocab) {
+                    let row = checked_sampled(row, vocab, batch, n)?;
+                    let end = ids.len() + longest;
+                    ids.extend(row.ids);
+                    log_probabilities.extend(row.log_probabilities);
+                    weights.extend(row.weights);
+                    ids.resize(end, 0);
+                    log_probabilities.resize(end, 0.0);
+                    weights.resize(end, 0.0);
+                }
+            }
+            TeacherRows::Sampled {
+                ids: Tensor::from_vec(ids, (rows, longest), device)?,
+                log_probabilities: Tensor::from_vec(log_probabilities, (rows, longest), device)?,
+                weights: Tensor::from_vec(weights, (rows, longest), device)?,
+            }
         }
         TeacherSignal::TopK { ids, log_probabilities, log_tails, .. } => {
             let k = ids.len() / log_tails.len().max(1);

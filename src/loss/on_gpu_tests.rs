@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use super::{Divergence, ForwardKl, LogitRow, cross_entropy_row};
 use crate::device;
 use crate::kernels::{RowScales, TeacherRows, cross_entropy_rows, forward_kl_rows};
-use crate::signal::TopKRow;
+use crate::signal::{SampledRow, TopKRow};
 
 /// Reproducible logits between −4 and 4.
 fn noise(n: usize, seed: u32) -> Vec<f32> {
@@ -284,5 +284,54 @@ fn assert_top_k_agrees(all: &Rows, k: usize, scales: RowScales, device: &Device)
     let labels = Tensor::new(&all.labels[..], device).unwrap();
     let said = forward_kl_rows(&teacher, &student, &labels, scales).unwrap();
     let what = format!("{k} of {vocab}, {scales:?}");
+    assert_agree((pairs(&said.sums), values(&student)), (sums, gradients), 2e-5, &what);
+}
+
+#[test]
+fn draws_give_the_loss_and_gradient_of_the_cpu_on_a_gpu() {
+    let Some(device) = device::for_tests() else { return };
+    for (vocab, draws) in [(17, 5), (300, 40), (5000, 900)] {
+        let all = Rows::new(3, vocab, vocab);
+        for scales in [scales(1.0, 0.0), scales(1.0, 0.3), scales(2.0, 0.0), scales(2.0, 0.3)] {
+            assert_draws_agree(&all, draws, scales, &device);
+        }
+    }
+}
+
+/// Weights that do not add up to 1, and a different number of tokens in each row: the rest is padding.
+fn assert_draws_agree(all: &Rows, draws: usize, scales: RowScales, device: &Device) {
+    let vocab = all.vocab;
+    let (mut ids, mut log_p, mut weights, mut sums, mut gradients) = (vec![], vec![], vec![], vec![], vec![]);
+    for (n, (teacher, student)) in all.teacher.chunks(vocab).zip(all.student.chunks(vocab)).enumerate() {
+        let p = LogitRow::new(teacher, scales.inverse_temperature);
+        // Token 0, which padding names too, is among them.
+        let drawn: Vec<u32> = (0..draws - n).map(|i| ((i * 3) % vocab) as u32).collect();
+        let of_drawn: Vec<f32> = drawn.iter().map(|&i| p.log_probability(i as usize)).collect();
+        let counts: Vec<f32> = (0..drawn.len()).map(|i| (1 + i % 3) as f32 / draws as f32).collect();
+        let row = SampledRow { ids: &drawn, log_probabilities: &of_drawn, weights: &counts };
+        let mut gradient = vec![0.0; vocab];
+        let q = LogitRow::new(student, scales.inverse_temperature);
+        let kl = ForwardKl.sampled_row(row, q, Some((&mut gradient, scales.divergence)));
+        let hard = (scales.label > 0.0).then_some((gradient.as_mut_slice(), scales.label));
+        let ce = cross_entropy_row(LogitRow::new(student, 1.0), all.labels[n], hard);
+        sums.push([kl as f32, ce as f32]);
+        gradients.extend(gradient);
+        let end = (n + 1) * draws;
+        ids.extend(&drawn);
+        log_p.extend(&of_drawn);
+        weights.extend(&counts);
+        ids.resize(end, 0);
+        log_p.resize(end, 0.0);
+        weights.resize(end, 0.0);
+    }
+    let teacher = TeacherRows::Sampled {
+        ids: Tensor::from_vec(ids, (3, draws), device).unwrap(),
+        log_probabilities: Tensor::from_vec(log_p, (3, draws), device).unwrap(),
+        weights: Tensor::from_vec(weights, (3, draws), device).unwrap(),
+    };
+    let student = Rows::tensor(&all.student, vocab, device);
+    let labels = Tensor::new(&all.labels[..], device).unwrap();
+    let said = forward_kl_rows(&teacher, &student, &labels, scales).unwrap();
+    let what = format!("{draws} draws of {vocab}, {scales:?}");
     assert_agree((pairs(&said.sums), values(&student)), (sums, gradients), 2e-5, &what);
 }

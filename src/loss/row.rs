@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 use crate::kernels::{RowScales, RowSums, TeacherRows, math};
-use crate::signal::{Needs, TopKRow};
+use crate::signal::{SampledRow, TopKRow};
 
 /// Logits of one target with log Σ exp(z / T), from which any log-probability is one multiply-add away.
 #[derive(Clone, Copy)]
@@ -47,8 +47,8 @@ pub trait Divergence: Send + Sync {
     /// The name in configs and metrics.
     fn name(&self) -> &'static str;
 
-    /// What it asks of the teacher.
-    fn needs(&self) -> Needs;
+    /// Whether it is defined on the whole distribution alone, not on a stored part of it.
+    fn needs_full_distribution(&self) -> bool;
 
     /// Returns D(p, q). With `gradient = (g, scale)` it also adds scale · ∂D/∂z to g, z the student's logits
     /// (not divided by T).
@@ -58,6 +58,10 @@ pub trait Divergence: Send + Sync {
     /// on both sides. With every token known it is the same; otherwise, given
     /// what the others truly hold, it is no more.
     fn top_k_row(&self, teacher: TopKRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64;
+
+    /// [`Self::row`] for a teacher of which only draws are known: an unbiased estimate of it and of its gradient. It may be
+    /// negative.
+    fn sampled_row(&self, teacher: SampledRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64;
 
     /// All rows of a chunk on a GPU, the cross-entropy of their labels included: `student`, `[n, V]`, is replaced by its
     /// gradient.

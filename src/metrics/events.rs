@@ -58,6 +58,9 @@ pub struct Train {
 pub struct Eval {
     pub step: u64,
     pub kl_mean: Option<f64>,
+    /// What a stored top-k signal knows of it; absent with any other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket_kl_mean: Option<f64>,
     pub kl_median: Option<f64>,
     pub kl_p99: Option<f64>,
     /// Fraction, 0 to 1.
@@ -126,6 +129,7 @@ mod tests {
         let eval = Eval {
             step: 0,
             kl_mean: Some(1.0),
+            bucket_kl_mean: None,
             kl_median: Some(0.5),
             kl_p99: None,
             top1_agreement: Some(0.75),

@@ -14,6 +14,7 @@ pub fn recorded(event: &metrics::Eval) -> EvalReport {
     EvalReport {
         tokens: event.tokens as usize,
         kl_mean: event.kl_mean,
+        bucket_kl_mean: event.bucket_kl_mean,
         kl_median: event.kl_median,
         kl_p99: event.kl_p99,
         top1_agreement: event.top1_agreement,
@@ -28,8 +29,9 @@ pub fn recorded(event: &metrics::Eval) -> EvalReport {
 type Figure = fn(&EvalReport) -> Option<f64>;
 
 /// A row: its name, how its numbers read, and where they come from. Rows without any number are left out.
-const ROWS: [(&str, Format, Figure); 15] = [
+const ROWS: [(&str, Format, Figure); 17] = [
     ("KL(teacher‖student), nats", Format::Nats, |r| r.kl_mean),
+    ("KL of the stored tokens, nats", Format::Nats, |r| r.bucket_kl_mean),
     ("  standard error", Format::Nats, |r| r.kl_stderr),
     ("  median", Format::Nats, |r| r.kl_median),
     ("  90th percentile", Format::Nats, |r| r.kl_p90),
@@ -40,6 +42,7 @@ const ROWS: [(&str, Format, Figure); 15] = [
     ("top-5 overlap", Format::Percent, |r| r.top5_overlap),
     ("acceptance, Σ min(p, q)", Format::Percent, |r| r.acceptance),
     ("rms Δp(label)", Format::Nats, |r| r.rms_delta_p),
+    ("|Δ log p(label)|, 99th percentile", Format::Nats, |r| r.delta_log_p_p99),
     ("student perplexity", Format::Plain, |r| Some(r.student_perplexity)),
     ("teacher perplexity", Format::Plain, |r| r.teacher_perplexity),
     ("answers exactly right, student", Format::Percent, |r| r.student_exact_match),
@@ -66,7 +69,7 @@ impl Format {
 
 /// The figures of each column, a row each.
 pub fn eval_table(columns: &[Column]) -> String {
-    let mut out = format!("{:<32}", "");
+    let mut out = format!("{:<34}", "");
     columns.iter().for_each(|c| out += &format!("{:>14}", c.title));
     out.push('\n');
     for (name, format, figure) in ROWS {
@@ -74,7 +77,7 @@ pub fn eval_table(columns: &[Column]) -> String {
         if cells.iter().all(Option::is_none) {
             continue;
         }
-        out += &format!("{name:<32}");
+        out += &format!("{name:<34}");
         cells.iter().for_each(|cell| out += &format!("{:>14}", cell.map_or("–".into(), |x| format.show(x))));
         out.push('\n');
     }

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use products::{Products, Size, block_operations};
 
+use super::build::AnyTeacher;
 use super::{Outcome, build, out};
 use crate::cli::BenchArgs;
 use crate::config::plan::{Notice, Plan};
@@ -72,7 +73,7 @@ fn of_config(file: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
     plan.notices.iter().for_each(|notice| screen.line(&notice.line()));
     let teacher = build::teacher(&plan, screen)?;
     let student = build::student(&plan, teacher.as_ref(), screen)?;
-    let mut stepper = build::stepper(&plan, teacher.as_ref(), &student)?;
+    let mut stepper = build::stepper(&plan, teacher.as_ref().map(AnyTeacher::as_dyn), &student)?;
     stepper.exact_phases = true;
     let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
     let train = &plan.config.train;
@@ -81,7 +82,8 @@ fn of_config(file: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
         step.map(|s| s.micro_batches(train.micro_batch_size))
             .ok_or_else(|| Error::input("the corpus has fewer steps than --steps"))
     };
-    time(&mut stepper, teacher.as_ref(), args.steps, train.learning_rate, next, &plan.devices, screen)
+    let live = teacher.as_ref().and_then(AnyTeacher::live);
+    time(&mut stepper, live, args.steps, train.learning_rate, next, &plan.devices, screen)
 }
 
 /// Random tokens through models of the given shapes, every token a target.
@@ -137,6 +139,11 @@ fn of_shapes(student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed>
 /// A model folder, or random weights in the shape of a config.json.
 fn local_teacher(path: &Path, args: &BenchArgs, devices: &Devices, screen: &Screen) -> Result<LocalTeacher> {
     let kind = TeacherKind::of(path);
+    if kind == TeacherKind::Cache {
+        return Err(Error::input(
+            "--teacher is a cache, which knows its own rows alone: bench --config with it, or --top-k",
+        ));
+    }
     if path.is_dir() || kind == TeacherKind::Gguf {
         let teacher = TeacherConfig { kind, path: path.to_owned(), dtype: args.teacher_dtype, device: None };
         return build::load_teacher(&teacher, devices, screen);
@@ -177,6 +184,7 @@ impl Teacher for StoredTokens {
             ids: (0..n).flat_map(|_| self.tokens_from(rng.random_range(0..self.vocab_size))).collect(),
             log_probabilities: vec![-(self.k as f32).ln(); n * self.k],
             log_tails: vec![f32::NEG_INFINITY; n],
+            labels: vec![],
             vocab_size: self.vocab_size,
         })
     }

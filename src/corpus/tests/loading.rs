@@ -58,7 +58,7 @@ fn packs_are_whole_rows_in_order_and_as_full_as_they_come() {
         assert!(packs.iter().all(|p| length(p) <= 20));
         assert!(packs.windows(2).all(|p| length(p[0]) + p[1][0].tokens.len() > 20));
     }
-    let scan = scan(&index, &encoder, None, |_| {}).unwrap();
+    let scan = scan(&index, &encoder, None, |_, _, _| Ok(()), |_| {}).unwrap();
     assert_eq!(scan.count_steps(order, 3, true, 20).unwrap(), steps.len() as u64);
     assert_eq!((scan.rows_used, scan.exact), (50, true));
     let batches = steps[0].micro_batches(2);
@@ -110,7 +110,7 @@ fn a_restart_at_any_step_goes_on_as_if_there_had_been_none() {
             assert_eq!(all_steps(&mut resumed, batch_size, packing), steps[at..], "from step {at}");
             assert_eq!(resumed.state(), &last);
         }
-        let scan = scan(&index, &encoder, None, |_| {}).unwrap();
+        let scan = scan(&index, &encoder, None, |_, _, _| Ok(()), |_| {}).unwrap();
         assert_eq!(scan.count_steps(order, batch_size, packing, 30).unwrap(), steps.len() as u64);
         let counts =
             [scan.rows_used, scan.rows_dropped, scan.rows_truncated, scan.records_split, scan.records_rejected];
@@ -129,7 +129,7 @@ fn an_epoch_without_a_target_is_an_error_not_an_endless_loop() {
                    max_length, or check the data";
     let error = Loader::new(index.clone(), encoder.clone(), order).next_step(2, false).unwrap_err();
     assert_eq!((error.to_string().as_str(), error.class()), (message, crate::error::Class::Input));
-    assert_eq!(scan(&index, &encoder, None, |_| {}).unwrap_err().to_string(), message);
+    assert_eq!(scan(&index, &encoder, None, |_, _, _| Ok(()), |_| {}).unwrap_err().to_string(), message);
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn a_record_that_the_template_refuses_is_named() {
     let message = format!("{}:2: the chat template refuses the conversation: no", path.display());
     let order = LoadOrder { seed: 1, shuffle: false, epochs: None };
     let by_loader = Loader::new(index.clone(), encoder.clone(), order).next_step(2, false).unwrap_err().to_string();
-    let by_scan = scan(&index, &encoder, None, |_| {}).unwrap_err().to_string();
+    let by_scan = scan(&index, &encoder, None, |_, _, _| Ok(()), |_| {}).unwrap_err().to_string();
     assert!(by_loader.contains(&message), "{by_loader}");
     assert_eq!(by_loader, by_scan);
 }
@@ -152,8 +152,8 @@ fn a_sample_is_extrapolated_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let (index, encoder) = (corpus(dir.path(), 1000), Setup::off().encoder());
     let mut told = 0;
-    let sample = scan(&index, &encoder, Some(index.bytes() / 7), |n| told = n).unwrap();
-    let exact = scan(&index, &encoder, None, |_| {}).unwrap();
+    let sample = scan(&index, &encoder, Some(index.bytes() / 7), |_, _, _| Ok(()), |n| told = n).unwrap();
+    let exact = scan(&index, &encoder, None, |_, _, _| Ok(()), |_| {}).unwrap();
     assert!(!sample.exact && exact.exact);
     assert_eq!(told, sample.records_read);
     assert_eq!(sample.rows_used, 1000);

@@ -43,14 +43,17 @@ pub(super) fn forward_kl(
             MODULE.launch(&name, Grid::new(rows, 1, THREADS), &[&tensors[..], &counts, &scalars].concat())?;
             Ok(RowSums { sums, teacher_log_sum_exp: Some(log_sum_exp) })
         }
-        TeacherRows::TopK { ids, log_probabilities, log_tails } => {
+        TeacherRows::TopK { ids, log_probabilities, log_tails: third }
+        | TeacherRows::Sampled { ids, log_probabilities, weights: third } => {
             let k = ids.dim(1)?;
             if k > MAX_TOP_K {
                 bail!("{k} stored tokens per target; the GPU takes up to {MAX_TOP_K}");
             }
             let tensors =
-                [ids.into(), log_probabilities.into(), log_tails.into(), student.into(), labels.into(), (&sums).into()];
-            let (name, counts) = (named("forward_kl_top_k", student)?, [vocab.into(), k.into()]);
+                [ids.into(), log_probabilities.into(), third.into(), student.into(), labels.into(), (&sums).into()];
+            let sampled = matches!(teacher, TeacherRows::Sampled { .. });
+            let name = named(if sampled { "forward_kl_sampled" } else { "forward_kl_top_k" }, student)?;
+            let counts = [vocab.into(), k.into()];
             let grid = Grid::new(rows, 1, THREADS);
             MODULE.launch(&name, grid, &[&tensors[..], &counts, &scalars].concat())?;
             Ok(RowSums { sums, teacher_log_sum_exp: None })

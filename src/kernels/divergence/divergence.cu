@@ -269,6 +269,48 @@ __device__ void forward_kl_top_k_row(const unsigned* ids, const float* log_proba
     sums[1] = -log_q.at_one(label.logit);
 }
 
+// Draws from the teacher's distribution: Σ ŵ (log p − log q), with the weights as they are. An entry of weight 0 is padding.
+template <class Walk, class T>
+__device__ void forward_kl_sampled_row(const unsigned* ids, const float* log_probabilities, const float* weights,
+                                       T* student, float* known, Label label, float* sums, unsigned vocab, unsigned n,
+                                       float inverse_temperature, float divergence_scale) {
+    Exponentials of_student(inverse_temperature, true);
+    float weight = 0.0f;
+    for (unsigned i = threadIdx.x; i < n; i += blockDim.x) {
+        known[i] = to_float(student[ids[i]]);
+        weight += weights[i];
+    }
+    add_row<Walk>(of_student, student, vocab);
+    const LogSoftmaxes log_q = of_student.over_block();
+    const float scale = divergence_scale * inverse_temperature, pull = scale * block_sum(weight);
+    __syncthreads(); // every thread has read the logits that it needs
+    for (unsigned start = 0; start < vocab; start += Walk::step()) {
+        float z[Walk::LENGTH];
+        Walk::load(student, start, vocab, z);
+#pragma unroll
+        for (int i = 0; i < Walk::LENGTH; i++) {
+            float gradient = pull * expf(log_q.at_temperature(z[i]));
+            if (label.scale != 0.0f) gradient += label.gradient(Walk::index(start, i), expf(log_q.at_one(z[i])));
+            z[i] = gradient;
+        }
+        Walk::store(student, start, vocab, z);
+    }
+    __syncthreads(); // the drawn tokens' gradients replace what the loop wrote
+    float sum = 0.0f;
+    for (unsigned i = threadIdx.x; i < n; i += blockDim.x) {
+        if (weights[i] == 0.0f) continue;
+        const float log_q_i = log_q.at_temperature(known[i]);
+        sum += weights[i] * difference(log_probabilities[i], log_q_i);
+        float gradient = difference(pull * expf(log_q_i), scale * weights[i]);
+        if (label.scale != 0.0f) gradient += label.gradient(ids[i], expf(log_q.at_one(known[i])));
+        from_float(gradient, student[ids[i]]);
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x > 0) return;
+    sums[0] = sum;
+    sums[1] = -log_q.at_one(label.logit);
+}
+
 // Calls run with the walk along rows of this alignment.
 template <class T, class Run>
 __device__ void walk(bool aligned, const Run& run) {
@@ -315,11 +357,26 @@ __device__ void forward_kl_top_k(const unsigned* ids, const float* log_p, const 
     });
 }
 
+template <class T>
+__device__ void forward_kl_sampled(const unsigned* ids, const float* log_p, const float* weights, T* student,
+                                   const unsigned* labels, float* sums, unsigned vocab, unsigned n,
+                                   float inverse_temperature, float divergence_scale, float label_scale) {
+    __shared__ float known[MAX_TOP_K];
+    const size_t row = blockIdx.x;
+    student += row * vocab;
+    const Label label(labels[row], student, label_scale);
+    walk<T>(aligned(student), [&](auto walk) {
+        forward_kl_sampled_row<decltype(walk)>(ids + row * n, log_p + row * n, weights + row * n, student, known, label,
+                                               sums + 2 * row, vocab, n, inverse_temperature, divergence_scale);
+    });
+}
+
 #define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
 
 // forward_kl: teacher_lse [rows] gets log Σ exp(y / T), finite unless the teacher's logits are broken. Its rows lie
 // teacher_stride apart, of which the first `shared` ≤ vocab elements count.
 // forward_kl_top_k: log_p are at T = 1, log_tails (of what all other tokens hold) at T; k ≤ MAX_TOP_K.
+// forward_kl_sampled: log_p are at T; n ≤ MAX_TOP_K; ids of a row are distinct but where weights are 0.
 // All: grid (rows), no dynamic shared memory. student [rows, vocab] becomes the gradient; sums [rows, 2] get D at T (0
 // for cross_entropy) and the cross-entropy at T = 1, in nats, which with label_scale 0 is only told. labels [rows] and
 // ids [rows, k] are less than vocab.
@@ -338,6 +395,12 @@ __device__ void forward_kl_top_k(const unsigned* ids, const float* log_p, const 
                                    float inverse_temperature, float divergence_scale, float label_scale) {             \
         forward_kl_top_k(ids, log_p, log_tails, student, labels, sums, vocab, k, inverse_temperature,                  \
                          divergence_scale, label_scale);                                                               \
+    }                                                                                                                  \
+    KERNEL forward_kl_sampled_##NAME(const unsigned* ids, const float* log_p, const float* weights, T* student,        \
+                                     const unsigned* labels, float* sums, unsigned vocab, unsigned n,                  \
+                                     float inverse_temperature, float divergence_scale, float label_scale) {           \
+        forward_kl_sampled(ids, log_p, weights, student, labels, sums, vocab, n, inverse_temperature,                  \
+                           divergence_scale, label_scale);                                                             \
     }
 
 KERNELS(f32, float)

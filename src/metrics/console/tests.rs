@@ -48,6 +48,7 @@ fn eval() -> Eval {
     Eval {
         step: 100,
         kl_mean: Some(1.234),
+        bucket_kl_mean: None,
         kl_median: None,
         kl_p99: None,
         top1_agreement: Some(0.712),

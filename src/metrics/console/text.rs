@@ -19,6 +19,9 @@ pub(super) fn eval_line(event: &Eval) -> String {
     if let Some(kl) = event.kl_mean {
         let _ = write!(line, "  KL {kl:.4}");
     }
+    if let Some(kl) = event.bucket_kl_mean {
+        let _ = write!(line, "  KL of the stored tokens {kl:.4}");
+    }
     if let Some(agreement) = event.top1_agreement {
         let _ = write!(line, "  agreement {:.1} %", 100.0 * agreement);
     }

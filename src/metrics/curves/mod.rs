@@ -31,6 +31,7 @@ fn panels(metrics: &Path) -> Result<[Panel; 2]> {
         step: u64,
         loss: Option<f64>,
         kl_mean: Option<f64>,
+        bucket_kl_mean: Option<f64>,
         student_perplexity: Option<f64>,
     }
     let unreadable = |cause| Error::run(format!("cannot read {}: {cause}", metrics.display()));
@@ -42,7 +43,7 @@ fn panels(metrics: &Path) -> Result<[Panel; 2]> {
             match line.event.as_str() {
                 "train" => loss.push(line.step, line.loss),
                 "eval" => {
-                    kl.push(line.step, line.kl_mean);
+                    kl.push(line.step, line.kl_mean.or(line.bucket_kl_mean));
                     perplexity.push(line.step, line.student_perplexity);
                 }
                 _ => {}

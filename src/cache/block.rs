@@ -1,0 +1,144 @@
+//! signal.bin: blocks end to end, each with its number, a table of its rows, their records, and a digest of all that.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+
+use sha2::{Digest, Sha256};
+
+/// At the start of a block.
+const MAGIC: &[u8; 4] = b"DTB1";
+/// Magic, number, rows, bytes of all records.
+const HEAD: usize = 4 + 8 + 4 + 8;
+/// Digest, targets, bytes of the record, bytes of its frame.
+const ENTRY: usize = 32 + 3 * 4;
+const SUM: usize = 32;
+/// Far above what any writer puts into one block.
+const MOST_ROWS: usize = 1 << 20;
+/// zstd's own default: a higher level makes a few percent less of what mostly is noise.
+const LEVEL: i32 = 3;
+
+/// A row of a block, compressed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockRow {
+    /// SHA-256 of its token ids and target mask: [`crate::corpus::RowRef::digest`].
+    pub digest: [u8; 32],
+    pub targets: u32,
+    /// Bytes of its record before compression.
+    pub length: u32,
+    /// A zstd frame with its own checksum, so that a row can be read alone.
+    pub frame: Vec<u8>,
+}
+
+impl BlockRow {
+    /// Compresses a record.
+    pub fn new(digest: [u8; 32], targets: usize, record: &[u8]) -> io::Result<Self> {
+        let mut frame = zstd::bulk::Compressor::new(LEVEL)?;
+        frame.include_checksum(true)?;
+        let length = u32::try_from(record.len()).map_err(|_| io::Error::other("a row of more than 4 GiB"))?;
+        Ok(Self { digest, targets: targets as u32, length, frame: frame.compress(record)? })
+    }
+}
+
+/// The bytes of block `number`.
+pub(super) fn to_bytes(number: u64, rows: &[BlockRow]) -> Vec<u8> {
+    let records: u64 = rows.iter().map(|row| row.frame.len() as u64).sum();
+    let mut out = Vec::with_capacity(HEAD + rows.len() * ENTRY + records as usize + SUM);
+    out.extend(MAGIC);
+    out.extend(number.to_le_bytes());
+    out.extend((rows.len() as u32).to_le_bytes());
+    out.extend(records.to_le_bytes());
+    for row in rows {
+        out.extend(row.digest);
+        out.extend(row.targets.to_le_bytes());
+        out.extend(row.length.to_le_bytes());
+        out.extend((row.frame.len() as u32).to_le_bytes());
+    }
+    rows.iter().for_each(|row| out.extend(&row.frame));
+    let sum: [u8; SUM] = Sha256::digest(&out).into();
+    out.extend(sum);
+    out
+}
+
+/// Where a row's frame stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    pub digest: [u8; 32],
+    pub targets: u32,
+    pub length: u32,
+    /// In signal.bin.
+    pub offset: u64,
+    pub frame: u32,
+}
+
+/// A whole block.
+pub struct Block {
+    pub number: u64,
+    pub rows: Vec<Placed>,
+    /// All of it, from the magic to the digest.
+    pub bytes: Vec<u8>,
+}
+
+/// The blocks of a file, one after the other, each held against its digest.
+pub struct Blocks {
+    reader: BufReader<File>,
+    length: u64,
+    /// Where the next block starts: the end of the last whole one.
+    at: u64,
+}
+
+impl Blocks {
+    pub fn new(file: File) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        let mut reader = BufReader::with_capacity(1 << 20, file);
+        reader.seek(SeekFrom::Start(0))?;
+        Ok(Self { reader, length, at: 0 })
+    }
+
+    /// Bytes of the whole blocks so far.
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// The next block: None at the end of the file, and the reason where what follows is no whole block.
+    pub fn next_block(&mut self) -> io::Result<Option<Result<Block, String>>> {
+        let left = self.length - self.at;
+        if left == 0 {
+            return Ok(None);
+        }
+        let torn = |what: &str| Ok(Some(Err(format!("{what} at byte {}", self.at))));
+        if left < (HEAD + SUM) as u64 {
+            return torn("a block breaks off");
+        }
+        let mut bytes = vec![0; HEAD];
+        self.reader.read_exact(&mut bytes)?;
+        let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        let (count, records) = (u32::from_le_bytes(std::array::from_fn(|i| bytes[12 + i])) as usize, number(16));
+        let block = number(4);
+        let whole = (count as u64 * ENTRY as u64).checked_add(records).map(|n| n.saturating_add((HEAD + SUM) as u64));
+        let whole = whole.filter(|_| bytes.starts_with(MAGIC) && count <= MOST_ROWS);
+        let Some(whole) = whole else { return torn("there is no block") };
+        // Nothing larger than the file is ever asked of memory.
+        if whole > left {
+            return torn("a block breaks off");
+        }
+        bytes.resize(whole as usize, 0);
+        self.reader.read_exact(&mut bytes[HEAD..])?;
+        let (content, sum) = bytes.split_at(bytes.len() - SUM);
+        if Sha256::digest(content)[..] != *sum {
+            return torn("a block that does not match its digest");
+        }
+        let mut offset = self.at + (HEAD + count * ENTRY) as u64;
+        let mut rows = Vec::with_capacity(count);
+        for entry in content[HEAD..HEAD + count * ENTRY].chunks_exact(ENTRY) {
+            let field = |i: usize| u32::from_le_bytes(std::array::from_fn(|byte| entry[32 + 4 * i + byte]));
+            let digest = std::array::from_fn(|i| entry[i]);
+            rows.push(Placed { digest, targets: field(0), length: field(1), offset, frame: field(2) });
+            offset += field(2) as u64;
+        }
+        if offset + SUM as u64 != self.at + whole {
+            return torn("a block whose rows are not as long as it says");
+        }
+        self.at += whole;
+        Ok(Some(Ok(Block { number: block, rows, bytes })))
+    }
+}

@@ -1,0 +1,34 @@
+//! What a teacher said, on disk: computed once, read in any order, and nothing in it has to be guessed.
+//!
+//! A cache is a folder of three files, specified in docs/cache-format.md. header.json ([`Header`]) says what is stored and of whom,
+//! signal.bin holds blocks of rows, index.bin finds a row by the digest of its tokens. A block is written whole and
+//! checked by its digest, so that a writer that was killed goes on after the last whole one.
+
+mod block;
+mod codec;
+mod header;
+mod index;
+mod merge;
+mod reader;
+mod record;
+mod store;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use block::{Block, BlockRow, Blocks};
+pub use codec::{Codec, Stored, Values};
+pub use header::{DataId, Header, Part, Shard, TeacherId};
+pub use index::Entry;
+pub use merge::merge;
+pub use reader::{Reader, is_cache};
+pub use record::{Record, Targets};
+pub use store::{EncodedRow, encode_batch};
+pub use writer::Writer;
+
+/// Rows of a block, but for the last of a part. What a kill costs is at most one.
+pub const ROWS_PER_BLOCK: u64 = 32;
+
+const HEADER: &str = "header.json";
+const SIGNAL: &str = "signal.bin";
+const INDEX: &str = "index.bin";

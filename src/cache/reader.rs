@@ -1,0 +1,198 @@
+//! Reads rows in any order. By position, not through a memory map: a file that shrinks is then an error, not the end of the
+//! process, and a row is decompressed anyway.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::codec::Codec;
+use super::header::Header;
+use super::index::{Entry, Index};
+use super::record::{Record, Targets};
+use super::{HEADER, INDEX, SIGNAL, Writer};
+use crate::error::{Error, Result};
+use crate::signal::TeacherSignal;
+
+/// Whether `dir` is a cache's folder.
+pub fn is_cache(dir: &Path) -> bool {
+    dir.join(HEADER).is_file() && dir.join(SIGNAL).is_file()
+}
+
+/// A complete cache.
+#[derive(Debug)]
+pub struct Reader {
+    header: Header,
+    index: Index,
+    file: File,
+    path: PathBuf,
+}
+
+impl Reader {
+    /// Opens the cache in `dir`.
+    ///
+    /// Input errors: there is none, or another version's; it is damaged, or not complete.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let open = Self::open_shard(dir)?;
+        match open.header.shard {
+            None => Ok(open),
+            Some(shard) => Err(Error::input(format!(
+                "{} is shard {} of {} of a cache: `distill cache merge` makes one of all of them",
+                dir.display(),
+                shard.index,
+                shard.count
+            ))),
+        }
+    }
+
+    /// [`Reader::open`], for a shard too.
+    pub(super) fn open_shard(dir: &Path) -> Result<Self> {
+        if !is_cache(dir) {
+            return Err(Error::input(format!(
+                "{} holds no teacher cache ({HEADER} and {SIGNAL}): `distill cache` makes one",
+                dir.display()
+            )));
+        }
+        let (header, digest) = Header::read(dir)?;
+        let incomplete = || {
+            Error::input(format!(
+                "the cache {} is not complete: `distill cache --resume` goes on with it",
+                dir.display()
+            ))
+        };
+        let index = dir.join(INDEX);
+        let index = if index.exists() { Index::open(&index, digest)? } else { None }.ok_or_else(incomplete)?;
+        let path = dir.join(SIGNAL);
+        let file = File::open(&path).map_err(|cause| Error::unreadable(&path, cause))?;
+        Ok(Self { header, index, file, path })
+    }
+
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// SHA-256 of header and index: what the cache is, but for the records, each of which has a checksum.
+    pub fn digest(&self) -> Result<[u8; 32]> {
+        let mut hasher = Sha256::new();
+        for name in [HEADER, INDEX] {
+            let path = self.path.with_file_name(name);
+            hasher.update(std::fs::read(&path).map_err(|cause| Error::unreadable(&path, cause))?);
+        }
+        Ok(hasher.finalize().into())
+    }
+
+    /// Bytes of signal.bin.
+    pub fn bytes(&self) -> u64 {
+        self.file.metadata().map_or(0, |file| file.len())
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> u64 {
+        self.index.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Row `i` in the order of digests.
+    pub fn entry(&self, i: u64) -> Result<Entry> {
+        self.index.get(i)
+    }
+
+    /// Where the row with this digest is.
+    pub fn find(&self, digest: &[u8; 32]) -> Result<Option<Entry>> {
+        self.index.find(digest)
+    }
+
+    /// Reads a row.
+    ///
+    /// Input errors: it is damaged.
+    pub fn read(&self, entry: &Entry) -> Result<Record> {
+        let mut frame = vec![];
+        let mut read = || -> std::io::Result<Record> {
+            let end = self.file.metadata()?.len();
+            if entry.offset.saturating_add(entry.frame as u64) > end {
+                return Err(std::io::Error::other("it lies beyond the end of the file"));
+            }
+            frame.resize(entry.frame as usize, 0);
+            self.file.read_exact_at(&mut frame, entry.offset)?;
+            record(&self.header, entry, &frame).map_err(std::io::Error::other)
+        };
+        read().map_err(|cause| {
+            let (path, offset) = (self.path.display(), entry.offset);
+            Error::input(format!("{path}: the row at byte {offset} is damaged: {cause}; make the cache again"))
+        })
+    }
+}
+
+impl Writer {
+    /// Reads a row that was written.
+    pub fn read(&self, entry: &Entry) -> Result<Record> {
+        let frame = self.frame(entry).map_err(|e| Error::run(format!("the cache cannot be read: {e}")))?;
+        record(self.header(), entry, &frame).map_err(|e| Error::run(format!("a row of the cache is damaged: {e}")))
+    }
+}
+
+/// What a frame holds, with no more memory than a row of this cache can take.
+fn record(header: &Header, entry: &Entry, frame: &[u8]) -> std::result::Result<Record, String> {
+    let length = entry.length as usize;
+    if header.most_bytes(header.data.max_length).is_none_or(|most| length > most) {
+        return Err(format!("its record would have {length} bytes"));
+    }
+    let mut bytes = vec![];
+    let decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(|e| e.to_string())?.single_frame();
+    decoder.take(length as u64 + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.len() != length {
+        return Err(format!("its record has not the {length} bytes it should have"));
+    }
+    let record = header.decode(&bytes)?;
+    match record.said.labels.len() == entry.targets as usize {
+        true => Ok(record),
+        false => Err(format!("it has {} targets, not {}", record.said.labels.len(), entry.targets)),
+    }
+}
+
+impl Targets {
+    /// What a loss at `temperature` is told.
+    ///
+    /// Input errors: what the codec left out is not known at this temperature.
+    pub fn signal(self, header: &Header, temperature: f64) -> Result<TeacherSignal> {
+        let vocab_size = header.vocab_size;
+        if header.codec == Codec::Dense {
+            return Ok(TeacherSignal::Dense { logits: self.values, vocab_size });
+        }
+        let at = header.temperature(temperature).ok_or_else(|| unlisted(header, temperature))?;
+        let Codec::Sampled { draws, temperature: proposal, .. } = header.codec else {
+            let log_tails = self.rests.into_iter().nth(at).unwrap_or_default();
+            let (ids, log_probabilities, labels) = (self.ids, self.values, self.labels);
+            return Ok(TeacherSignal::TopK { ids, log_probabilities, log_tails, labels, vocab_size });
+        };
+        let drawn_at = header.temperature(proposal).ok_or_else(|| unlisted(header, proposal))?;
+        let n = self.labels.len();
+        let (mut log_probabilities, mut weights) =
+            (Vec::with_capacity(self.ids.len()), Vec::with_capacity(self.ids.len()));
+        for target in 0..n {
+            let log_p = |value: f32, t: usize| value / header.temperatures[t] as f32 - self.rests[t][target];
+            for i in self.range(target) {
+                let value = self.values[i];
+                let likelier = log_p(value, at) - log_p(value, drawn_at);
+                log_probabilities.push(log_p(value, at));
+                // p / r is 1 where both temperatures are the same.
+                weights.push(self.counts[i] as f32 / draws as f32 * likelier.exp());
+            }
+        }
+        let (bounds, ids, labels) = (self.bounds, self.ids, self.labels);
+        Ok(TeacherSignal::Sampled { bounds, ids, log_probabilities, weights, labels, vocab_size })
+    }
+}
+
+fn unlisted(header: &Header, temperature: f64) -> Error {
+    Error::input(format!(
+        "the cache knows what it left out at the temperatures {:?}, not at {temperature}: make it with loss.temperature = \
+         {temperature}",
+        header.temperatures
+    ))
+}

@@ -1,0 +1,89 @@
+//! `distill cache`: a teacher's word over a corpus, stored.
+
+mod header;
+mod make;
+mod rows;
+mod stats;
+
+pub use header::write_through;
+pub use rows::corpus_digest;
+
+use std::path::Path;
+
+use super::{Outcome, out};
+use crate::cache::{Header, Reader, merge};
+use crate::cli::{CacheArgs, CacheCommand, MergeArgs};
+use crate::error::Result;
+use crate::metrics::Screen;
+use crate::printable::printable;
+use crate::units::{Bytes, Count, Rounded};
+
+pub fn run(args: &CacheArgs) -> Result<Outcome> {
+    match &args.command {
+        None => make::run(args),
+        Some(CacheCommand::Merge(args)) => run_merge(args),
+        Some(CacheCommand::Stats(args)) => stats::run(args),
+    }
+}
+
+fn run_merge(args: &MergeArgs) -> Result<Outcome> {
+    let screen = Screen::stderr();
+    let progress = screen.progress("merging blocks", None);
+    merge(&args.shards, &args.output, |done, total| {
+        progress.set(done, &format!("{} of {}", Count(done), Count(total)))
+    })?;
+    progress.finish();
+    out::write(&summary(&Reader::open(&args.output)?, &args.output))?;
+    Ok(Outcome::Done)
+}
+
+/// For `inspect`: what a cache says of itself, whole or not.
+pub fn describe(dir: &Path) -> Result<String> {
+    let (header, _) = Header::read(dir)?;
+    let mut text = match Reader::open(dir) {
+        Ok(cache) => summary(&cache, dir),
+        Err(error) => format!("cache    {error}\n"),
+    };
+    let (teacher, data) = (&header.teacher, &header.data);
+    let mut line = |name: &str, value: String| text += &format!("{name:<9}{}\n", printable(&value));
+    line(
+        "signal",
+        format!(
+            "{} ({}), vocabulary {}, temperatures {:?}",
+            header.codec, header.values, header.vocab_size, header.temperatures
+        ),
+    );
+    line(
+        "teacher",
+        format!("{} with {} parameters in {}", teacher.architecture, Rounded(teacher.parameters), teacher.dtype),
+    );
+    line("", format!("weights   {}", teacher.weights));
+    line("", format!("tokenizer {}", teacher.tokenizer));
+    line(
+        "data",
+        format!("max_length {}, loss_on {}, chat_template {}", data.max_length, data.loss_on, data.chat_template),
+    );
+    for part in &header.parts {
+        line(
+            "part",
+            format!("{} rows, {} targets, {} blocks, corpus {}", part.rows, part.targets, part.blocks, part.corpus),
+        );
+    }
+    Ok(text)
+}
+
+/// What a cache is, in two lines.
+fn summary(cache: &Reader, dir: &Path) -> String {
+    let header = cache.header();
+    let (bytes, targets) = (cache.bytes(), header.targets());
+    format!(
+        "cache    {} ({}, {})\nrows     {}, {} targets, {} ({:.1} bytes a target)\n",
+        dir.display(),
+        header.codec,
+        header.values,
+        Count(cache.len()),
+        Count(targets),
+        Bytes(bytes),
+        bytes as f64 / targets.max(1) as f64
+    )
+}

@@ -132,7 +132,7 @@ fn model(folder: &Path) -> Result<String> {
     if folder.join(layout::TOKENIZER).is_file() {
         let tokenizer = TextTokenizer::from_dir(folder)?;
         let name = |id: Option<u32>| id.map_or("none".into(), |id| format!("{} ({id})", tokenizer.token(id)));
-        let template = ChatTemplate::from_dir(folder, tokenizer.special().clone())?;
+        let template = ChatTemplate::of(tokenizer.files(), tokenizer.special().clone())?;
         line("tokenizer", format!("{} tokens", Count(tokenizer.vocab_size() as u64)));
         line("bos, eos", format!("{}, {}", name(tokenizer.bos_id()), name(tokenizer.eos_id())));
         line("chat template", if template.is_some() { "yes" } else { "none" }.into());

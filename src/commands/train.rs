@@ -82,8 +82,7 @@ impl<'a> Session<'a> {
         stop_after: Option<u64>,
         interrupted: &'a AtomicBool,
     ) -> Result<Self> {
-        let tokenizer = plan.encoder.tokenizer();
-        let companions = Companions::read(&tokenizer.files(), tokenizer.bos_id(), tokenizer.eos_ids())?;
+        let companions = Companions::of(plan.encoder.tokenizer())?;
         let fingerprints = fingerprints::of(plan, &companions)?;
         let state = match start {
             Start::Fresh => TrainState::new(fingerprints, hardware(plan)),

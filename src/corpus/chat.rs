@@ -11,11 +11,11 @@ use std::time::Duration;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, Error as JinjaError, ErrorKind, State, Value};
-
 use sha2::{Digest, Sha256};
 
 use super::jsonl::Message;
 use super::sandbox;
+use super::tokenizer_files::{CHAT_TEMPLATE, TOKENIZER_CONFIG, TokenizerFiles};
 use crate::printable::excerpt;
 use crate::{Error, Result};
 
@@ -109,18 +109,17 @@ impl ChatTemplate {
         self.digest
     }
 
-    /// The template of a model folder, `chat_template.jinja` before `chat_template` in tokenizer_config.json (a string, or
-    /// a list of named ones of which `default` is taken). None if the folder has neither.
-    pub fn from_dir(dir: &Path, special: SpecialTokens) -> Result<Option<Self>> {
-        let file = dir.join("chat_template.jinja");
-        if file.exists() {
-            return Self::from_file(&file, special).map(Some);
+    /// The template among a tokenizer's files, chat_template.jinja before `chat_template` in tokenizer_config.json (a string,
+    /// or a list of named ones of which `default` is taken). None if they have neither.
+    pub fn of(files: &TokenizerFiles, special: SpecialTokens) -> Result<Option<Self>> {
+        if let Some(bytes) = files.get(CHAT_TEMPLATE) {
+            let file = files.path(CHAT_TEMPLATE);
+            let source = std::str::from_utf8(bytes);
+            let source = source.map_err(|_| Error::input(format!("{} is not UTF-8", file.display())))?;
+            return Self::new(source, special).map(Some).map_err(|e| e.context(file.display()));
         }
-        let config = dir.join("tokenizer_config.json");
-        if !config.exists() {
-            return Ok(None);
-        }
-        let json = super::tokenizer::read_json(&config)?;
+        let config = files.path(TOKENIZER_CONFIG);
+        let json = files.json(TOKENIZER_CONFIG)?;
         let source = match &json["chat_template"] {
             serde_json::Value::Null => return Ok(None),
             serde_json::Value::String(source) => source.as_str(),

@@ -115,13 +115,13 @@ impl Encoder {
             TemplateChoice::Off => Template::Off,
             TemplateChoice::File(file) => Template::Chat(ChatTemplate::from_file(file, special)?),
             TemplateChoice::Auto => {
-                ChatTemplate::from_dir(tokenizer.dir(), special)?.map_or(Template::Missing, Template::Chat)
+                ChatTemplate::of(tokenizer.files(), special)?.map_or(Template::Missing, Template::Chat)
             }
         };
         let eos = tokenizer.eos_id().ok_or_else(|| {
-            let dir = tokenizer.dir().display();
+            let origin = tokenizer.origin().display();
             Error::input(format!(
-                "the tokenizer in {dir} names no end-of-sequence token: set eos_token in tokenizer_config.json"
+                "the tokenizer in {origin} names no end-of-sequence token: set eos_token in tokenizer_config.json"
             ))
         })?;
         if max_length < 2 {
@@ -188,7 +188,7 @@ impl Encoder {
         Error::input(format!(
             "{} has no chat template (neither chat_template.jinja nor chat_template in tokenizer_config.json): \
              name a file, or set chat_template = \"none\" (on the command line --chat-template none) to take text as it stands",
-            self.tokenizer.dir().display()
+            self.tokenizer.origin().display()
         ))
     }
 

@@ -18,6 +18,7 @@ mod read_ahead;
 mod sandbox;
 mod scan;
 mod tokenizer;
+mod tokenizer_files;
 mod turns;
 
 #[cfg(test)]
@@ -33,3 +34,4 @@ pub use overlap::{Overlap, OverlapFinder};
 pub use read_ahead::{ReadAhead, StepShape};
 pub use scan::{Scan, scan};
 pub use tokenizer::TextTokenizer;
+pub use tokenizer_files::TokenizerFiles;

@@ -1,30 +1,22 @@
 //! A model folder's tokenizer: tokenizer.json and what the files beside it say about its special tokens.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use super::chat::SpecialTokens;
+use super::tokenizer_files::{GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TokenizerFiles};
 use crate::printable::excerpt;
 use crate::{Error, Result};
-
-/// Files that make up a tokenizer: copied into every checkpoint so that it is a complete model.
-const FILES: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-];
 
 /// Text to token ids and back. Cheap to share between threads.
 #[derive(Debug)]
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
-    dir: PathBuf,
+    files: TokenizerFiles,
     special: SpecialTokens,
     bos_id: Option<u32>,
     eos_id: Option<u32>,
@@ -37,24 +29,24 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Loads `dir/tokenizer.json`. BOS and EOS come from tokenizer_config.json, then special_tokens_map.json, then the ids
-    /// in generation_config.json and config.json. Truncation and padding stored in the file are switched off.
-    ///
-    /// Input errors: a file that is missing or malformed, a special token that the vocabulary does not have.
+    /// [`Self::new`] of a model folder's files.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|e| Error::unreadable(&path, e))?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes)
+        Self::new(TokenizerFiles::read(dir)?)
+    }
+
+    /// Loads tokenizer.json. BOS and EOS come from tokenizer_config.json, then special_tokens_map.json, then the ids in
+    /// generation_config.json and config.json. Truncation and padding stored in the file are switched off.
+    ///
+    /// Input errors: a file that is malformed, a special token that the vocabulary does not have.
+    pub fn new(files: TokenizerFiles) -> Result<Self> {
+        let path = files.path(TOKENIZER);
+        let mut tokenizer = Tokenizer::from_bytes(files.get(TOKENIZER).unwrap_or_default())
             .map_err(|e| Error::input(format!("{} is not a tokenizer: {}", path.display(), excerpt(&e.to_string()))))?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| Error::input(format!("{}: {e}", path.display())))?;
 
-        let optional = |name: &str| {
-            let path = dir.join(name);
-            if path.exists() { read_json(&path) } else { Ok(Value::Null) }
-        };
-        let named = [optional("tokenizer_config.json")?, optional("special_tokens_map.json")?];
-        let numbered = [optional("generation_config.json")?, optional("config.json")?];
+        let named = [files.json(TOKENIZER_CONFIG)?, files.json("special_tokens_map.json")?];
+        let numbered = [files.json(GENERATION_CONFIG)?, files.json(MODEL_CONFIG)?];
         let text = |name: &str| {
             named
                 .iter()
@@ -102,12 +94,17 @@ impl TextTokenizer {
         special_texts.iter().for_each(|text| special_starts[text.as_bytes()[0] as usize] = true);
 
         let vocab = tokenizer.get_vocab(true);
-        Ok(Self { tokenizer, dir: dir.into(), special, bos_id, eos_id, stop_ids, special_texts, special_starts, vocab })
+        Ok(Self { tokenizer, files, special, bos_id, eos_id, stop_ids, special_texts, special_starts, vocab })
     }
 
-    /// The folder it came from.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// Where it came from: a folder, or the file it was made from.
+    pub fn origin(&self) -> &Path {
+        self.files.origin()
+    }
+
+    /// What it was loaded from.
+    pub fn files(&self) -> &TokenizerFiles {
+        &self.files
     }
 
     /// Token ids of `text`; with `add_special` the ones that the tokenizer itself puts around a text come along.
@@ -176,11 +173,6 @@ impl TextTokenizer {
         &self.stop_ids
     }
 
-    /// The files to copy into a checkpoint, as (name, path).
-    pub fn files(&self) -> Vec<(&'static str, PathBuf)> {
-        FILES.iter().map(|&name| (name, self.dir.join(name))).filter(|(_, path)| path.exists()).collect()
-    }
-
     /// Where `other` maps a token to another id, or None if the two vocabularies are the same map. Sizes decide nothing:
     /// two tokenizers of one size can number their tokens differently.
     pub fn vocabulary_difference(&self, other: &TextTokenizer) -> Option<String> {
@@ -237,10 +229,4 @@ fn ids(json: &Value) -> Vec<u32> {
         Value::Array(list) => list.iter().filter_map(one).collect(),
         other => one(other).into_iter().collect(),
     }
-}
-
-/// A JSON file of the model folder; an input error names it.
-pub(super) fn read_json(path: &Path) -> Result<Value> {
-    let bytes = std::fs::read(path).map_err(|e| Error::unreadable(path, e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::input(format!("{} is not valid JSON: {e}", path.display())))
 }

@@ -1,39 +1,37 @@
 //! Writing a model as a Hugging Face folder that transformers loads as it is.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{Dtype, Entry, Values, layout, write_safetensors};
+use crate::corpus::TextTokenizer;
 use crate::error::{Error, Result};
 use crate::model::Decoder;
 
 /// What stands beside the weights: the tokenizer's files and the generation defaults. Held in memory, so that a source
 /// folder that goes away during a run takes nothing with it.
 #[derive(Debug, Clone)]
-pub struct Companions(Vec<(String, Vec<u8>)>);
+pub struct Companions(Vec<(&'static str, Arc<[u8]>)>);
 
 impl Companions {
-    /// Reads the files, given as (name in the folder, where it is). A missing generation_config.json is made from
-    /// `bos` and the `eos` ids.
-    pub fn read(files: &[(&str, PathBuf)], bos: Option<u32>, eos: &[u32]) -> Result<Self> {
-        let mut companions = vec![];
-        for (name, path) in files {
-            companions.push((name.to_string(), std::fs::read(path).map_err(|e| Error::unreadable(path, e))?));
-        }
-        if !companions.iter().any(|(name, _)| name == layout::GENERATION_CONFIG) {
+    /// Those of a tokenizer. A missing generation_config.json is made from its BOS and EOS ids.
+    pub fn of(tokenizer: &TextTokenizer) -> Result<Self> {
+        let mut companions: Vec<_> = tokenizer.files().own().map(|(name, content)| (name, content.clone())).collect();
+        if !companions.iter().any(|(name, _)| *name == layout::GENERATION_CONFIG) {
             let mut config = serde_json::Map::new();
-            if let Some(bos) = bos {
+            if let Some(bos) = tokenizer.bos_id() {
                 config.insert("bos_token_id".into(), bos.into());
             }
-            match eos {
+            match tokenizer.eos_ids() {
                 [] => {}
                 [one] => drop(config.insert("eos_token_id".into(), (*one).into())),
                 several => drop(config.insert("eos_token_id".into(), several.into())),
             }
             let text = serde_json::to_vec_pretty(&config).map_err(|e| Error::run(e.to_string()))?;
-            companions.push((layout::GENERATION_CONFIG.into(), text));
+            companions.push((layout::GENERATION_CONFIG, text.into()));
         }
         Ok(Self(companions))
     }

@@ -146,7 +146,8 @@ fn what_a_template_raises_is_the_reason() {
         "the chat template refuses the conversation: start with the \\u{1b}user (line 1 of the template)"
     );
     let broken = model_dir(Some("{% for m in messages %}"));
-    let error = ChatTemplate::from_dir(broken.path(), SpecialTokens::default()).unwrap_err().to_string();
+    let files = TokenizerFiles::read(broken.path()).unwrap();
+    let error = ChatTemplate::of(&files, SpecialTokens::default()).unwrap_err().to_string();
     assert!(error.contains("tokenizer_config.json: the chat template does not compile: "), "{error}");
 }
 
@@ -186,7 +187,7 @@ fn the_tokenizer_knows_its_tokens() {
     assert_eq!(tokenizer.decode(&ids, true).unwrap(), "longer than the stored truncation");
     assert_eq!(tokenizer.token(tokenizer.encode("\n", false).unwrap()[0]), "\\n");
     assert_eq!(tokenizer.token(9999), "#9999");
-    let names: Vec<_> = tokenizer.files().into_iter().map(|(name, _)| name).collect();
+    let names: Vec<_> = tokenizer.files().own().map(|(name, _)| name).collect();
     assert_eq!(names, ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]);
 
     // EOS by number where no name is given.

@@ -98,8 +98,17 @@ fn gguf(path: &Path) -> Result<String> {
     for (dtype, count, bytes) in file.types() {
         out += &format!("{:<16}{count} tensors of {dtype}, {}\n", "weights", Bytes(bytes as u64));
     }
-    let tokens = file.tokens().map_or("none".into(), |tokens| format!("{} tokens", Count(tokens.len() as u64)));
-    out += &format!("{:<16}{tokens}\nGGUF version {}\n", "vocabulary", file.header.version);
+    match file.tokens() {
+        Ok(tokens) => {
+            out += &format!("{:<16}{} tokens\n", "vocabulary", Count(tokens.len() as u64));
+            match file.tokenizer(None).and_then(|found| tokenizer(&found)) {
+                Ok(lines) => out += &lines,
+                Err(why) => out += &format!("{:<16}none: {why}\n", "tokenizer"),
+            }
+        }
+        Err(_) => out += &format!("{:<16}none\n", "vocabulary"),
+    }
+    out += &format!("GGUF version {}\n", file.header.version);
     for (key, value) in &file.header.metadata {
         out += &format!("  {key:<44}{}\n", shown(value));
     }
@@ -130,16 +139,25 @@ fn model(folder: &Path) -> Result<String> {
     let bytes: u64 = files.iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();
     line("weights", format!("{} in {} file{}", Bytes(bytes), files.len(), if files.len() == 1 { "" } else { "s" }));
     if folder.join(layout::TOKENIZER).is_file() {
-        let tokenizer = TextTokenizer::from_dir(folder)?;
-        let name = |id: Option<u32>| id.map_or("none".into(), |id| format!("{} ({id})", tokenizer.token(id)));
-        let template = ChatTemplate::of(tokenizer.files(), tokenizer.special().clone())?;
-        line("tokenizer", format!("{} tokens", Count(tokenizer.vocab_size() as u64)));
-        line("bos, eos", format!("{}, {}", name(tokenizer.bos_id()), name(tokenizer.eos_id())));
-        line("chat template", if template.is_some() { "yes" } else { "none" }.into());
+        out += &tokenizer(&TextTokenizer::from_dir(folder)?)?;
     } else {
         line("tokenizer", "none: tokenizer.json is missing".into());
     }
     Ok(out)
+}
+
+fn tokenizer(tokenizer: &TextTokenizer) -> Result<String> {
+    let name = |id: Option<u32>| id.map_or("none".into(), |id| format!("{} ({id})", tokenizer.token(id)));
+    let template = ChatTemplate::of(tokenizer.files(), tokenizer.special().clone())?;
+    let template = if template.is_some() { "yes" } else { "none" };
+    let (tokens, bos, eos) = (tokenizer.vocab_size() as u64, name(tokenizer.bos_id()), name(tokenizer.eos_id()));
+    Ok(format!(
+        "{:<16}{} tokens\n{:<16}{bos}, {eos}\n{:<16}{template}\n",
+        "tokenizer",
+        Count(tokens),
+        "bos, eos",
+        "chat template"
+    ))
 }
 
 fn checkpoint(folder: &Path) -> Result<String> {

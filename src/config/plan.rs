@@ -201,9 +201,7 @@ impl TeacherFiles {
             TeacherKind::Local => (ModelConfig::read(model_folder(path)?)?, None),
             TeacherKind::Gguf => {
                 let file = Gguf::open(path)?;
-                let tokens = file.tokens().map(<[String]>::to_vec).ok_or_else(|| {
-                    Error::input(format!("{} has no vocabulary (tokenizer.ggml.tokens)", path.display()))
-                })?;
+                let tokens = file.tokens()?.to_vec();
                 (file.config, Some(tokens))
             }
         };

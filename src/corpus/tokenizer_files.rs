@@ -37,7 +37,13 @@ impl TokenizerFiles {
         Ok(Self { origin: dir.to_owned(), files })
     }
 
-    /// The folder they come from.
+    /// Files that were made from something else, which `origin` names.
+    pub(super) fn made(origin: &Path, files: Vec<(&'static str, Vec<u8>)>) -> Self {
+        let files = files.into_iter().map(|(name, content)| (name, content.into())).collect();
+        Self { origin: origin.to_owned(), files }
+    }
+
+    /// Where they come from: a folder, or the file they were made from.
     pub fn origin(&self) -> &Path {
         &self.origin
     }
@@ -61,5 +67,11 @@ impl TokenizerFiles {
         let Some(bytes) = self.get(name) else { return Ok(Value::Null) };
         serde_json::from_slice(bytes)
             .map_err(|e| Error::input(format!("{} is not valid JSON: {e}", self.path(name).display())))
+    }
+
+    /// Takes from `other` the files that are missing here.
+    pub fn complete(&mut self, other: Self) {
+        let missing: Vec<_> = other.files.into_iter().filter(|(name, _)| self.get(name).is_none()).collect();
+        self.files.extend(missing);
     }
 }

@@ -4,6 +4,7 @@ mod config;
 mod header;
 #[cfg(test)]
 mod tests;
+mod tokenizer;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -111,11 +112,11 @@ impl Gguf {
         Err(Error::input(format!("{}: the tensors do not fit its metadata:\n  {list}", self.path.display())))
     }
 
-    /// The vocabulary, by id; None where the file has none.
-    pub fn tokens(&self) -> Option<&[String]> {
+    /// The vocabulary, by id; an input error where the file has none.
+    pub fn tokens(&self) -> Result<&[String]> {
         match self.header.metadata.get("tokenizer.ggml.tokens") {
-            Some(Value::Texts(tokens)) => Some(tokens),
-            _ => None,
+            Some(Value::Texts(tokens)) => Ok(tokens),
+            _ => Err(Error::input(format!("{} has no vocabulary (tokenizer.ggml.tokens)", self.path.display()))),
         }
     }
 

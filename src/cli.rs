@@ -26,6 +26,7 @@ pub enum Command {
     Eval(EvalArgs),
     Generate(GenerateArgs),
     Inspect(InspectArgs),
+    Export(ExportArgs),
     Bench(BenchArgs),
     Cache(CacheArgs),
 }
@@ -305,6 +306,33 @@ pub struct InspectArgs {
     /// A model (folder or GGUF file), a checkpoint or a run folder, or a config
     #[arg(value_name = "PATH")]
     pub path: PathBuf,
+}
+
+/// Write a GGUF file as a Hugging Face folder
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  distill export big.Q4_K_M.gguf --dequantize --output models/big
+  distill export big.Q4_K_M.gguf --dequantize --output models/big --dtype bf16
+  distill export big.Q4_K_M.gguf --dequantize --output models/big --tokenizer models/its-tokenizer
+
+The folder can be a student (local, pruned) and evaluates as the file does; it is as large as its dtype makes it.")]
+pub struct ExportArgs {
+    /// The GGUF file
+    #[arg(value_name = "FILE.gguf")]
+    pub file: PathBuf,
+    /// Unpack the quantised weights: what the quantisation rounded away does not come back
+    #[arg(long, required = true)]
+    pub dequantize: bool,
+    /// The folder to write, which must be absent or empty
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// How the weights are stored
+    #[arg(long, value_name = "f32|bf16", default_value = "f32", hide_possible_values = true, value_parser = words::<Dtype>())]
+    pub dtype: Dtype,
+    /// The folder of its tokenizer.json, instead of one beside the file or the one that its metadata make
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -13,7 +13,7 @@ use half::bf16;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::kernels::with_f32;
+use crate::kernels::{Weight, with_f32};
 
 /// How numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub enum Values<'a> {
     Bf16(&'a [bf16]),
     /// On any device; one tensor at a time is copied.
     Tensor(&'a Tensor),
+    /// However it is held; one at a time is unpacked.
+    Weight(&'a Weight),
 }
 
 /// One tensor to be written.
@@ -65,7 +67,7 @@ struct Info {
 }
 
 /// Writes `entries`, sorted by name and stored as `dtype`, with the metadata `{"format": "pt"}` that transformers
-/// requires and `metadata` besides. Memory: 64 KiB, and one tensor where they are [`Values::Tensor`].
+/// requires and `metadata` besides. Memory: 64 KiB, and one tensor where they are [`Values::Tensor`] or [`Values::Weight`].
 ///
 /// Errors (exit 1): the disk (the path is named); two entries of one name; a shape that does not fit its values.
 pub fn write_safetensors<'a>(
@@ -85,14 +87,8 @@ pub fn write_safetensors<'a>(
         let written = match entry.values {
             Values::F32(values) => write_f32(&mut file, values, dtype),
             Values::Bf16(values) => write_bf16(&mut file, values, dtype),
-            Values::Tensor(tensor) => {
-                let flat = tensor.detach().flatten_all()?;
-                match (tensor.dtype(), tensor.device()) {
-                    (DType::F32, Device::Cpu) => with_f32(&flat, |values| write_f32(&mut file, values, dtype))?,
-                    (DType::BF16, _) => write_bf16(&mut file, &flat.to_vec1()?, dtype),
-                    _ => write_f32(&mut file, &flat.to_dtype(DType::F32)?.to_vec1()?, dtype),
-                }
-            }
+            Values::Tensor(tensor) => write_tensor(&mut file, tensor, dtype)?,
+            Values::Weight(weight) => write_tensor(&mut file, &weight.values()?, dtype)?,
         };
         written.map_err(unwritable)?;
     }
@@ -112,6 +108,7 @@ fn header(entries: &[Entry], dtype: Dtype, metadata: &BTreeMap<String, String>) 
             Values::F32(values) => values.len(),
             Values::Bf16(values) => values.len(),
             Values::Tensor(tensor) => tensor.elem_count(),
+            Values::Weight(weight) => weight.dims().iter().product(),
         };
         let Entry { name, shape, .. } = entry;
         if shape.iter().try_fold(1, |n: usize, &d| n.checked_mul(d)) != Some(count) {
@@ -127,6 +124,16 @@ fn header(entries: &[Entry], dtype: Dtype, metadata: &BTreeMap<String, String>) 
     let mut header = serde_json::to_vec(&header).expect("a header is plain data");
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok(header)
+}
+
+/// The inner result is the disk's.
+fn write_tensor(file: &mut impl Write, tensor: &Tensor, dtype: Dtype) -> Result<std::io::Result<()>> {
+    let flat = tensor.detach().flatten_all()?;
+    Ok(match (tensor.dtype(), tensor.device()) {
+        (DType::F32, Device::Cpu) => with_f32(&flat, |values| write_f32(file, values, dtype))?,
+        (DType::BF16, _) => write_bf16(file, &flat.to_vec1()?, dtype),
+        _ => write_f32(file, &flat.to_dtype(DType::F32)?.to_vec1()?, dtype),
+    })
 }
 
 fn write_f32(file: &mut impl Write, values: &[f32], dtype: Dtype) -> std::io::Result<()> {

@@ -72,6 +72,16 @@ fn generate_is_greedy_with_the_documented_defaults() {
 }
 
 #[test]
+fn export_writes_f32_unless_told_otherwise() {
+    let export = |line: &str| match parse(&format!("export f.gguf --dequantize --output o {line}")) {
+        Ok(Command::Export(args)) => args,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((export("").dtype, export("").tokenizer), (Dtype::F32, None));
+    assert_eq!((export("--dtype bf16").dtype, export("--tokenizer t").tokenizer), (Dtype::Bf16, Some("t".into())));
+}
+
+#[test]
 fn wrong_usage_exits_2() {
     for bad in [
         "train",
@@ -93,6 +103,10 @@ fn wrong_usage_exits_2() {
         "generate --model m --prompt p --max-tokens 0",
         "generate --model m --prompt p --raw --chat-template none",
         "inspect",
+        "export f.gguf --dequantize",
+        "export f.gguf --output o",
+        "export --dequantize --output o",
+        "export f.gguf --dequantize --output o --dtype q4_1",
         "frobnicate",
         "",
     ] {

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod cache;
 mod eval;
+mod export;
 mod fingerprints;
 mod generate;
 mod inspect;
@@ -43,5 +44,6 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Export(args) => export::run(&args),
     }
 }

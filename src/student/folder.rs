@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::checkpoint::{Dtype, Entry, Values, layout, write_safetensors};
 use crate::corpus::TextTokenizer;
 use crate::error::{Error, Result};
+use crate::kernels::Weight;
 use crate::model::Decoder;
 
 /// What stands beside the weights: the tokenizer's files and the generation defaults. Held in memory, so that a source
@@ -48,7 +49,8 @@ impl Companions {
     }
 }
 
-/// Writes config.json, model.safetensors and the companions into the existing folder `dir`.
+/// Writes config.json, model.safetensors and the companions into the existing folder `dir`. Weights that are packed or
+/// quantised are unpacked one at a time.
 ///
 /// Errors (exit 1): the disk.
 pub fn write_model(dir: &Path, model: &Decoder, companions: &Companions, dtype: Dtype) -> Result<()> {
@@ -64,8 +66,13 @@ pub fn write_model(dir: &Path, model: &Decoder, companions: &Companions, dtype: 
     for (name, content) in &companions.0 {
         write(name, content)?;
     }
-    let tensors = model.parameters().iter().map(|p| Ok((p.name.as_str(), p.tensor()?))).collect::<Result<Vec<_>>>()?;
-    let entries =
-        tensors.iter().map(|(name, tensor)| Entry { name, shape: tensor.dims(), values: Values::Tensor(tensor) });
+    let parameters: Vec<_> = model.parameters().iter().map(|p| (p.spec(), &p.weight)).collect();
+    let entries = parameters.iter().map(|(spec, weight)| {
+        let values = match weight {
+            Weight::Dense(tensor) => Values::Tensor(tensor),
+            other => Values::Weight(other),
+        };
+        Entry { name: &spec.name, shape: &spec.shape, values }
+    });
     write_safetensors(&dir.join(layout::MODEL), entries, dtype, &BTreeMap::new())
 }

@@ -1,0 +1,66 @@
+//! `distill export`: a GGUF file as a Hugging Face folder, its weights unpacked.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use super::{Outcome, build, out};
+use crate::checkpoint::{Dtype, atomic};
+use crate::cli::ExportArgs;
+use crate::config::{self, Word, plan};
+use crate::error::{Error, Result};
+use crate::metrics::Screen;
+use crate::model::Gguf;
+use crate::student::{Companions, write_model};
+use crate::units::{Bytes, Count, Rounded};
+
+pub fn run(args: &ExportArgs) -> Result<Outcome> {
+    let screen = Screen::stderr();
+    check_output(&args.output)?;
+    if args.file.is_dir() {
+        return Err(Error::input(format!(
+            "{} is a folder; export takes a GGUF file, and a Hugging Face folder is what it writes",
+            args.file.display()
+        )));
+    }
+    let file = Gguf::open(&args.file)?;
+    let tokenizer = file.tokenizer(args.tokenizer.as_deref())?;
+    plan::covers(&file.config, &tokenizer, "model")?;
+    let companions = Companions::of(&tokenizer)?;
+    let progress = screen.progress(&format!("exporting {}", args.file.display()), None);
+    // The matrices stay quantised in memory and are unpacked one at a time.
+    let model = file.decoder(build::precision(config::Dtype::F32))?;
+    let dtype = match args.dtype {
+        config::Dtype::F32 => Dtype::F32,
+        config::Dtype::Bf16 => Dtype::Bf16,
+    };
+    atomic::write_folder(&args.output, |dir| write_model(dir, &model, &companions, dtype))?;
+    progress.finish();
+    let parameters = file.config.parameters() as u64;
+    out::write(&format!(
+        "{}: {} parameters, {} as {}; tokenizer of {} tokens from {}\n",
+        args.output.display(),
+        Rounded(parameters),
+        Bytes(parameters * dtype.size() as u64),
+        args.dtype.word(),
+        Count(tokenizer.vocab_size() as u64),
+        tokenizer.origin().display()
+    ))?;
+    Ok(Outcome::Done)
+}
+
+/// Refuses a place where something is.
+fn check_output(path: &Path) -> Result<()> {
+    let taken = match std::fs::read_dir(path) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(e) if e.kind() == ErrorKind::NotFound => false,
+        Err(e) if e.kind() == ErrorKind::NotADirectory => true,
+        Err(e) => return Err(Error::unreadable(path, e)),
+    };
+    match taken {
+        false => Ok(()),
+        true => Err(Error::input(format!(
+            "--output {} is there already and not an empty folder: name one that is absent or empty",
+            path.display()
+        ))),
+    }
+}

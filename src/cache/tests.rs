@@ -307,22 +307,20 @@ fn a_forged_index_is_an_error_and_takes_no_memory() {
     let cache = dir.path().join("cache");
     write(&cache, Codec::TopK { k: 7 }, 5, None);
     let original = std::fs::read(cache.join(INDEX)).unwrap();
-    // The first entry: digest, offset, frame, length, targets.
+    // The number of entries; of the first one (digest, offset, frame, length, targets) all but the digest.
     let entry = 44;
-    let set =
-        |at: usize, value: &'static [u8]| move |bytes: &mut Vec<u8>| bytes[at..at + value.len()].copy_from_slice(value);
-    let forgeries: [&dyn Fn(&mut Vec<u8>); 7] = [
-        &set(36, &[0xff; 8]),
-        &set(36, &[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]),
-        &set(entry + 32, &[0xff; 8]),
-        &set(entry + 32, &[0x7f, 0xff, 0, 0, 0, 0, 0, 0]),
-        &set(entry + 40, &[0xff; 4]),
-        &set(entry + 44, &[0xff; 4]),
-        &set(entry + 48, &[0xff; 4]),
+    let forgeries: [(usize, &[u8]); 7] = [
+        (36, &[0xff; 8]),
+        (36, &[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]),
+        (entry + 32, &[0xff; 8]),
+        (entry + 32, &[0x7f, 0xff, 0, 0, 0, 0, 0, 0]),
+        (entry + 40, &[0xff; 4]),
+        (entry + 44, &[0xff; 4]),
+        (entry + 48, &[0xff; 4]),
     ];
-    for forgery in forgeries {
+    for (at, value) in forgeries {
         std::fs::write(cache.join(INDEX), &original).unwrap();
-        forged(&cache, forgery);
+        forged(&cache, |bytes| bytes[at..at + value.len()].copy_from_slice(value));
         assert!(rows_of(&cache).is_err());
     }
 }

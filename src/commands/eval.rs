@@ -48,7 +48,7 @@ impl Request {
             Some(path) => {
                 let path = hub::locate(path, Path::new(""))?;
                 let dtype = configured.map_or(Dtype::F32, |teacher| teacher.dtype);
-                Some(TeacherConfig { kind: TeacherKind::of(&path), path, dtype, device: None })
+                Some(TeacherConfig { kind: TeacherKind::of(&path), path, tokenizer: None, dtype, device: None })
             }
             None => configured,
         };

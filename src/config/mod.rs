@@ -12,6 +12,7 @@ mod resume;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod tokenizer;
 mod types;
 
 use std::fs::File;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::memory::{Memory, estimate};
+use super::tokenizer::students_tokenizer;
 use super::types::*;
 use crate::cache::{Codec, DataId, Reader};
 use crate::corpus::{
@@ -153,7 +154,8 @@ pub fn model_folder(path: &Path) -> Result<&Path> {
         _ if path.is_dir() => Ok(path),
         _ if path.extension().is_some_and(|e| e == "gguf") && path.exists() => Err(Error::input(format!(
             "{} is a GGUF file, whose quantised weights can teach (teacher.kind = \"gguf\", or --teacher of eval) but not \
-             learn; a student is a Hugging Face folder of f32, bf16 or f16 safetensors",
+             learn; a student is a Hugging Face folder of f32, bf16 or f16 safetensors, which \
+             `distill export FILE.gguf --dequantize --output DIR` makes of it",
             path.display()
         ))),
         _ if path.exists() => Err(Error::input(format!(
@@ -186,26 +188,25 @@ pub struct TeacherFiles {
     pub config: Option<ModelConfig>,
     pub cache: Option<Arc<Reader>>,
     path: PathBuf,
-    /// A GGUF file's own vocabulary, by id.
-    tokens: Option<Vec<String>>,
+    gguf: Option<Gguf>,
 }
 
 impl TeacherFiles {
     /// Reads the shape of a folder or of a GGUF file.
     pub fn read(kind: TeacherKind, path: &Path) -> Result<Self> {
-        let (config, tokens) = match kind {
+        let gguf = match kind {
             TeacherKind::Cache => {
                 let cache = Some(Arc::new(Reader::open(path)?));
-                return Ok(Self { config: None, cache, path: path.to_owned(), tokens: None });
+                return Ok(Self { config: None, cache, path: path.to_owned(), gguf: None });
             }
-            TeacherKind::Local => (ModelConfig::read(model_folder(path)?)?, None),
-            TeacherKind::Gguf => {
-                let file = Gguf::open(path)?;
-                let tokens = file.tokens()?.to_vec();
-                (file.config, Some(tokens))
-            }
+            TeacherKind::Local => None,
+            TeacherKind::Gguf => Some(Gguf::open(path)?),
         };
-        Ok(Self { config: Some(config), cache: None, path: path.to_owned(), tokens })
+        let config = match &gguf {
+            None => ModelConfig::read(model_folder(path)?)?,
+            Some(file) => file.config.clone(),
+        };
+        Ok(Self { config: Some(config), cache: None, path: path.to_owned(), gguf })
     }
 
     /// Refuses a student whose tokenizer numbers its tokens differently.
@@ -219,9 +220,9 @@ impl TeacherFiles {
                 }
             };
         }
-        match &self.tokens {
+        match &self.gguf {
             None => same_tokenizer(&TextTokenizer::from_dir(&self.path)?, student),
-            Some(tokens) => match student.difference_from(tokens) {
+            Some(file) => match student.difference_from(file.tokens()?) {
                 None => Ok(()),
                 Some(difference) => Err(other_tokenizer(&difference)),
             },
@@ -494,8 +495,8 @@ struct Models {
 impl Models {
     fn check(config: &RunConfig, findings: &mut Findings) -> Option<Self> {
         let read = |path: &Path| ModelConfig::read(model_folder(path)?);
-        let tokenizer = |dir: &Path| TextTokenizer::from_dir(dir).map(Arc::new);
         let teacher = config.teacher.as_ref();
+        let given = teacher.and_then(|teacher| teacher.tokenizer.as_ref());
         let teacher =
             teacher.and_then(|teacher| findings.keep("teacher.path", TeacherFiles::read(teacher.kind, &teacher.path)));
         let (student, dir) = match &config.student.source {
@@ -510,10 +511,12 @@ impl Models {
             }
         };
         // A folder that is missing is on the list already, unless only its tokenizer was wanted.
-        if !dir.is_dir() && !findings.0.is_empty() {
+        if !dir.exists() && !findings.0.is_empty() {
             return None;
         }
-        let own = findings.keep("the student's tokenizer", tokenizer(dir))?;
+        let file = teacher.as_ref().and_then(|teacher| Some((teacher.path.as_path(), teacher.gguf.as_ref()?)));
+        let (key, own) = students_tokenizer(dir, file, given);
+        let own = Arc::new(findings.keep(key, own)?);
         // A student cut from its teacher has that folder's tokenizer.
         if let Some(teacher) = teacher.as_ref().filter(|teacher| teacher.path != *dir) {
             findings.keep("student", teacher.same_tokenizer(&own));

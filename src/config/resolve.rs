@@ -47,6 +47,9 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
             "is never asked: cross_entropy does not need it, and there is no data.eval to compare on",
         );
     }
+    if loss.kind == LossKind::CrossEntropy && cache.as_ref().is_some_and(|cache| cache.write_through) {
+        r.refuse("cache.write_through", "has no effect with loss.kind = \"cross_entropy\", which asks no teacher");
+    }
     let output = output_config(r, output);
     if !r.problems.is_empty() {
         return None;
@@ -91,7 +94,15 @@ fn teacher(r: &mut Reader<'_>) -> Option<TeacherConfig> {
         TeacherKind::Local => r.model("teacher.path"),
         TeacherKind::Gguf | TeacherKind::Cache => r.path("teacher.path"),
     };
-    Some(TeacherConfig { kind, path: path?, dtype, device })
+    let tokenizer = r.model("teacher.tokenizer");
+    if kind != TeacherKind::Gguf && r.has("teacher.tokenizer") {
+        let kind = kind.word();
+        r.refuse(
+            "teacher.tokenizer",
+            format!("is for teacher.kind = \"gguf\" alone: a teacher of kind \"{kind}\" has its own; leave it out"),
+        );
+    }
+    Some(TeacherConfig { kind, path: path?, tokenizer, dtype, device })
 }
 
 fn cache(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option<CacheConfig> {
@@ -108,8 +119,8 @@ fn cache(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option<CacheCon
         r.outside("cache.draws", format!("an integer from 1 to {}", u16::MAX));
     }
     let write_through = r.flag("cache.write_through", false);
-    if write_through && !matches!(teacher.map(|t| t.kind), Some(TeacherKind::Local | TeacherKind::Gguf) | None) {
-        r.refuse("cache.write_through", "wants a live teacher: what a cache says is stored already");
+    if write_through && (teacher.is_some_and(|t| t.kind == TeacherKind::Cache) || r.section("teacher").is_none()) {
+        r.refuse("cache.write_through", "wants a live teacher, whose word is not stored yet");
     }
     Some(CacheConfig {
         codec,
@@ -179,7 +190,7 @@ fn student_source(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option
     }
 }
 
-/// The model at `key`, by default the local teacher's.
+/// The model at `key`, by default the teacher's.
 fn model_or_teacher(r: &mut Reader<'_>, key: &str, teacher: Option<&TeacherConfig>, what: &str) -> Option<PathBuf> {
     if r.has(key) {
         return r.model(key);
@@ -189,13 +200,24 @@ fn model_or_teacher(r: &mut Reader<'_>, key: &str, teacher: Option<&TeacherConfi
         r.missing(key, &format!("without a local [teacher], give {what}"));
     }
     let teacher = teacher?;
-    let kind = match teacher.kind {
-        TeacherKind::Local => return Some(teacher.path.clone()),
-        TeacherKind::Gguf => "GGUF",
-        TeacherKind::Cache => "cached",
-    };
-    r.missing(key, &format!("a {kind} teacher has none to lend: give {what}"));
-    None
+    match (teacher.kind, key) {
+        (TeacherKind::Local, _) => Some(teacher.path.clone()),
+        (TeacherKind::Gguf, "student.tokenizer") => Some(teacher.tokenizer.as_ref().unwrap_or(&teacher.path).clone()),
+        (TeacherKind::Cache, _) => {
+            r.missing(key, &format!("a cached teacher has none to lend: give {what}"));
+            None
+        }
+        (TeacherKind::Gguf, _) => {
+            r.missing(
+                key,
+                &format!(
+                    "a GGUF teacher's quantised weights cannot learn: give {what}, for example what \
+                     `distill export FILE.gguf --dequantize --output DIR` makes of it"
+                ),
+            );
+            None
+        }
+    }
 }
 
 fn data(r: &mut Reader<'_>) -> Option<DataConfig> {

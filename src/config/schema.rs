@@ -15,7 +15,7 @@ pub const TOP: &[&str] = &["seed"];
 const LATER_SECTIONS: &[&str] = &["rollout"];
 
 pub const SECTIONS: &[Section] = &[
-    Section { name: "teacher", keys: &["kind", "path", "dtype", "device"], later: &[] },
+    Section { name: "teacher", keys: &["kind", "path", "tokenizer", "dtype", "device"], later: &[] },
     Section {
         name: "student",
         keys: &["kind", "path", "config", "tokenizer", "layers", "from", "device"],

@@ -136,6 +136,9 @@ pub struct TeacherConfig {
     pub kind: TeacherKind,
     /// A model's folder, a GGUF file, or a cache's folder.
     pub path: PathBuf,
+    /// Of a GGUF file: the folder of its tokenizer.json. None: one beside the file, or what its metadata make.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
     /// How its frozen weights are held and multiplied; of a GGUF file, what its products round to.
     pub dtype: Dtype,
     /// None: the command's.
@@ -180,7 +183,7 @@ pub struct StudentConfig {
 pub enum StudentSource {
     /// A Hugging Face folder.
     Local { path: PathBuf },
-    /// Random weights in the shape of a Hugging Face config.json, with the tokenizer of another folder.
+    /// Random weights in the shape of a Hugging Face config.json, with the tokenizer of another folder or of a GGUF file.
     Fresh { config: PathBuf, tokenizer: PathBuf },
     /// `layers` of `from`, in ascending order.
     Pruned { from: PathBuf, layers: Vec<usize> },

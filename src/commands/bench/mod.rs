@@ -145,7 +145,8 @@ fn local_teacher(path: &Path, args: &BenchArgs, devices: &Devices, screen: &Scre
         ));
     }
     if path.is_dir() || kind == TeacherKind::Gguf {
-        let teacher = TeacherConfig { kind, path: path.to_owned(), dtype: args.teacher_dtype, device: None };
+        let teacher =
+            TeacherConfig { kind, path: path.to_owned(), tokenizer: None, dtype: args.teacher_dtype, device: None };
         return build::load_teacher(&teacher, devices, screen);
     }
     let config = ModelConfig::read(path)?;

@@ -64,7 +64,7 @@ fn values(cache: &CacheConfig) -> Values {
 pub fn teacher_id(config: &TeacherConfig, model: &Decoder, tokenizer: String, screen: &Screen) -> Result<TeacherId> {
     let progress = screen.progress("digesting the teacher's weights", None);
     let files: Vec<PathBuf> = teacher_files(config)?;
-    let digests = files.par_iter().map(|file| of_file(file)).collect::<Result<Vec<_>>>()?;
+    let digests = files.par_iter().map(of_file).collect::<Result<Vec<_>>>()?;
     progress.finish();
     let mut hasher = Sha256::new();
     digests.iter().for_each(|digest| hasher.update(digest));

@@ -113,7 +113,7 @@ fn costs(cache: &Reader, teacher: &Path, student: &Path, args: &StatsArgs, scree
     let dtype = Dtype::ALL.iter().find(|dtype| dtype.word() == header.teacher.dtype).copied();
     let dtype =
         dtype.ok_or_else(|| Error::input(format!("the cache's teacher.dtype is {:?}", header.teacher.dtype)))?;
-    let config = TeacherConfig { kind, path: teacher.to_owned(), dtype, device: None };
+    let config = TeacherConfig { kind, path: teacher.to_owned(), tokenizer: None, dtype, device: None };
     let devices = Devices::open(kind.device(args.device.choice), args.device.choice)?;
     let live = build::load_teacher(&config, &devices, screen)?;
     let id = teacher_id(&config, live.decoder(), header.teacher.tokenizer.clone(), screen)?;

@@ -134,7 +134,13 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(short.student.source, StudentSource::Pruned { from: teacher.clone(), layers });
     assert_eq!(
         short.teacher,
-        Some(TeacherConfig { kind: TeacherKind::Local, path: teacher, dtype: Dtype::F32, device: None })
+        Some(TeacherConfig {
+            kind: TeacherKind::Local,
+            path: teacher,
+            tokenizer: None,
+            dtype: Dtype::F32,
+            device: None
+        })
     );
 }
 
@@ -154,6 +160,11 @@ fn what_is_saved_is_read_back_as_the_same_config() {
         (
             "[student]\nkind=\"fresh\"\nconfig=\"c.json\"\ntokenizer=\"t\"\n[data]\ntrain=\"d\"\n[output]\ndir=\"o\"\n\
           [loss]\nkind=\"cross_entropy\"",
+            vec![],
+        ),
+        (
+            "[teacher]\nkind=\"gguf\"\npath=\"t.gguf\"\ntokenizer=\"t\"\n[student]\nkind=\"fresh\"\nconfig=\"c.json\"\n\
+          [data]\ntrain=\"d\"\n[output]\ndir=\"o\"",
             vec![],
         ),
     ];
@@ -176,6 +187,7 @@ fn the_schema_lists_exactly_the_keys_that_are_read() {
         format!("[teacher]\npath=\"t\"\n[student]\nkind=\"{kind}\n[data]\ntrain=\"d\"\n[output]\ndir=\"o\"\n[train]\nepochs=2")
     }).collect();
     texts.push(FULL.to_owned());
+    texts.push(LEAST.replace("path = \"teacher\"", "kind = \"gguf\"\npath = \"t.gguf\"\ntokenizer = \"t\""));
     for text in texts {
         written.extend(resume::flat(&load_text(&text, &[]).unwrap()).unwrap().into_keys());
     }

@@ -11,6 +11,7 @@ fn paths_in_the_file_start_at_its_folder_and_those_of_set_at_the_working_directo
         Some(TeacherConfig {
             kind: TeacherKind::Local,
             path: place.path("conf/teacher"),
+            tokenizer: None,
             dtype: Dtype::F32,
             device: None
         })
@@ -29,7 +30,13 @@ fn paths_in_the_file_start_at_its_folder_and_those_of_set_at_the_working_directo
     let config = place.load(&set).unwrap();
     assert_eq!(
         config.teacher,
-        Some(TeacherConfig { kind: TeacherKind::Local, path: place.path("work/t"), dtype: Dtype::F32, device: None })
+        Some(TeacherConfig {
+            kind: TeacherKind::Local,
+            path: place.path("work/t"),
+            tokenizer: None,
+            dtype: Dtype::F32,
+            device: None
+        })
     );
     assert_eq!(config.student.source, StudentSource::Local { path: place.path("work/s") });
     assert_eq!(config.data.train, [place.path("work/a"), "/b".into()]);

@@ -186,6 +186,28 @@ fn without_a_teacher_the_student_must_name_what_it_would_take_from_it() {
 }
 
 #[test]
+fn a_gguf_teacher_lends_its_tokenizer_to_a_fresh_student_but_no_weights_to_a_pruned_one() {
+    let text = LEAST.replace("path = \"teacher\"", "kind = \"gguf\"\npath = \"t.gguf\"");
+    let student = |s: &str| text.replace("kind = \"local\"\npath = \"student\"", s);
+    let fresh = student("kind = \"fresh\"\nconfig = \"c\"");
+    for (set, from) in [
+        (&[][..], "conf/t.gguf"),
+        (&["teacher.tokenizer=of_teacher"], "work/of_teacher"),
+        (&["teacher.tokenizer=of_teacher", "student.tokenizer=of_student"], "work/of_student"),
+    ] {
+        let StudentSource::Fresh { tokenizer, .. } = load_text(&fresh, set).unwrap().student.source else { panic!() };
+        assert!(tokenizer.ends_with(from), "{} is not {from}", tokenizer.display());
+    }
+    let said = problem(&student("kind = \"pruned\"\nlayers = [0]"), &[]);
+    assert!(
+        said.contains("student.from is missing") && said.contains("distill export FILE.gguf --dequantize"),
+        "{said}"
+    );
+    let said = problem(LEAST, &["teacher.tokenizer=x"]);
+    assert!(said.contains("teacher.tokenizer = \"x\" is for teacher.kind = \"gguf\" alone"), "{said}");
+}
+
+#[test]
 fn hard_labels_take_no_temperature_and_no_weight_but_may_have_a_teacher_to_evaluate_against() {
     let held_out = "data.eval=held_out.jsonl";
     assert!(load_text(LEAST, &["loss.kind=cross_entropy", held_out]).unwrap().teacher.is_some());

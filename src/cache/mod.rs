@@ -29,6 +29,9 @@ pub use writer::Writer;
 /// Rows of a block, but for the last of a part. What a kill costs is at most one.
 pub const ROWS_PER_BLOCK: u64 = 32;
 
+/// What a row takes besides its frame, in the table of its block and in the index.
+pub const BYTES_BESIDES_FRAME: u64 = 44 + 52;
+
 const HEADER: &str = "header.json";
 const SIGNAL: &str = "signal.bin";
 const INDEX: &str = "index.bin";

@@ -83,9 +83,10 @@ impl Reader {
         Ok(hasher.finalize().into())
     }
 
-    /// Bytes of signal.bin.
+    /// Bytes of its files.
     pub fn bytes(&self) -> u64 {
-        self.file.metadata().map_or(0, |file| file.len())
+        let bytes = |name| self.path.with_file_name(name).metadata().map_or(0, |file| file.len());
+        [HEADER, SIGNAL, INDEX].into_iter().map(bytes).sum()
     }
 
     /// Number of rows.

@@ -10,7 +10,9 @@ use rayon::prelude::*;
 use super::header::header;
 use super::rows::{Rows, corpus_digest};
 use super::summary;
-use crate::cache::{BlockRow, EncodedRow, Header, Part, ROWS_PER_BLOCK, Reader, Shard, Writer, encode_batch};
+use crate::cache::{
+    BYTES_BESIDES_FRAME, BlockRow, EncodedRow, Header, Part, ROWS_PER_BLOCK, Reader, Shard, Writer, encode_batch,
+};
 use crate::checkpoint::layout;
 use crate::cli::{CacheArgs, ShardChoice};
 use crate::commands::{Outcome, build, out, show_plan, signals};
@@ -217,7 +219,7 @@ fn dry_run(plan: &Plan, teacher: &LocalTeacher, header: Header, screen: &Screen)
     let began = Instant::now();
     let block = ask(teacher, &header, &first)?;
     let took = began.elapsed();
-    let bytes: u64 = block.iter().map(|row| row.frame.len() as u64).sum();
+    let bytes: u64 = block.iter().map(|row| row.frame.len() as u64 + BYTES_BESIDES_FRAME).sum();
     let targets: u64 = block.iter().map(|row| row.targets as u64).sum();
     let tokens: usize = first.iter().map(|row| row.tokens.len()).sum();
     let per_target = bytes as f64 / targets.max(1) as f64;

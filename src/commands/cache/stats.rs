@@ -157,6 +157,9 @@ fn costs(cache: &Reader, teacher: &Path, student: &Path, args: &StatsArgs, scree
     progress.finish();
     let mean = |figure: fn(&CodecCost) -> f64| total.iter().map(figure).sum::<f64>() / total.len().max(1) as f64;
     let over = if total.len() > 1 { format!(", averaged over {} draws", total.len()) } else { String::new() };
+    if mean(CodecCost::whole) == 0.0 {
+        return Ok("cost     the student is the teacher: there is no loss to compare\n".into());
+    }
     Ok(format!(
         "cost     on {rows} rows at temperature {temperature}{over}:\n\
          \x20        loss {:.6}, {:+.6} ({:+.3} %) against the teacher's own {:.6} nats a target\n\

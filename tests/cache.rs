@@ -251,7 +251,8 @@ fn stored_parts_of_a_teacher_train_and_evaluate_and_say_what_they_are() {
                 let (bucket, kl) = (stored["bucket_kl_mean"].as_f64().unwrap(), whole["kl_mean"].as_f64().unwrap());
                 assert!(bucket > 0.0 && bucket < kl * 1.001, "{bucket} {kl}");
                 let gate = ["eval", "--config", "run.toml", "--teacher", "cache", "--student", "cached/student"];
-                bench.expect(&[&gate[..], &["--fail-above-kl", "1000"]].concat(), 3);
+                assert!(bench.refused(&[&gate[..], &["--fail-above-kl", "1000"]].concat()).contains("a live teacher"));
+                bench.expect(&[&gate[..], &["--fail-below-agreement", "1"]].concat(), 3);
             }
             _ => {
                 assert!(stored["top1_agreement"].is_null() && stored["top5_overlap"].is_null());
@@ -333,6 +334,45 @@ fn rows_that_came_to_the_corpus_are_computed_alone() {
 }
 
 #[test]
+fn a_run_goes_on_while_its_cache_grows_for_others() {
+    let bench = bench("");
+    cache(&bench, "cache", &[], 0);
+    train(&bench, "whole", &FROM_CACHE, 0);
+    train(&bench, "broken", &[&FROM_CACHE[..], &["--stop-after", "5"]].concat(), 75);
+    bench.write("more.jsonl", (300..340).map(common::pair).collect::<String>());
+    cache(&bench, "cache", &["--resume", "--set", "data.train=more.jsonl"], 0);
+    train(&bench, "broken", &[&FROM_CACHE[..], &["--resume"]].concat(), 0);
+    assert_eq!(files(&bench.path("whole/student")), files(&bench.path("broken/student")));
+}
+
+#[test]
+fn a_cache_that_broke_off_while_rows_were_added_keeps_what_it_has_whatever_comes_next() {
+    let bench = bench("");
+    cache(&bench, "cache", &[], 0);
+    let rows = |n: usize| bench.write("train.jsonl", (0..n).map(common::pair).collect::<String>());
+    rows(450);
+    cache(&bench, "cache", &["--resume"], 0);
+    let whole: Vec<Vec<u8>> = FILES.iter().map(|name| bench.read(&format!("cache/{name}"))).collect();
+    // The addition breaks off in its third block.
+    std::fs::remove_file(bench.path("cache/index.bin")).unwrap();
+    bench.write("cache/signal.bin", &whole[1][..whole[1].len() * 8 / 10]);
+    for (n, as_before) in [(450, true), (460, false), (300, false)] {
+        let saved: Vec<Vec<u8>> =
+            ["header.json", "signal.bin"].map(|name| bench.read(&format!("cache/{name}"))).to_vec();
+        rows(n);
+        cache(&bench, "cache", &["--resume"], 0);
+        assert_eq!(
+            FILES.iter().zip(&whole).all(|(name, whole)| bench.read(&format!("cache/{name}")) == *whole),
+            as_before
+        );
+        train(&bench, &format!("run-{n}"), &FROM_CACHE, 0);
+        std::fs::remove_file(bench.path("cache/index.bin")).unwrap();
+        bench.write("cache/header.json", &saved[0]);
+        bench.write("cache/signal.bin", &saved[1]);
+    }
+}
+
+#[test]
 fn what_the_cache_was_not_made_with_is_refused_by_name() {
     let bench = bench("");
     cache(&bench, "cache", &[], 0);
@@ -347,6 +387,9 @@ fn what_the_cache_was_not_made_with_is_refused_by_name() {
         ("teacher.device=cpu", "teacher.device"),
         ("cache.write_through=true", "cache.write_through"),
         ("student.tokenizer=nowhere", "the student's tokenizer"),
+        ("cache.k=20", "cache.k = 20, but the teacher's cache has 64"),
+        ("cache.codec=dense", "cache.codec = \"dense\", but the teacher's cache has \"top_k\""),
+        ("cache.values=f32", "cache.values = \"f32\", but the teacher's cache has \"f16\""),
     ] {
         let said = refused(&["--set", set]);
         assert!(said.contains(says), "{said}");
@@ -420,6 +463,65 @@ fn a_run_that_writes_through_asks_once_and_trains_on_what_it_stored() {
     assert_eq!(files(&bench.path("whole/student")), files(&bench.path("again/student")));
     let stats = String::from_utf8(bench.expect(&["cache", "stats", "whole/cache"], 0).stdout).unwrap();
     assert!(stats.contains("rows     23"), "{stats}");
+}
+
+#[test]
+fn a_write_through_run_that_was_killed_leaves_a_cache_to_go_on_with() {
+    let bench = bench("[cache]\nk = 20\nwrite_through = true\n");
+    let mut child = bench.command(&["train", "--config", "run.toml", "--output", "run", "--set", "train.steps=100000"]);
+    let mut child = child.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let size = || std::fs::metadata(bench.path("run/cache/signal.bin")).map_or(0, |file| file.len());
+    let begun = std::time::Instant::now();
+    while size() < 20_000 && begun.elapsed() < Duration::from_secs(100) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let whole = ["--set", "cache.write_through=false"];
+    let args = ["cache", "--config", "run.toml", "--output", "run/cache", "--resume"];
+    bench.expect(&[&args[..], &whole].concat(), 0);
+    let from = ["--set", "teacher.kind=cache", "--set", "teacher.path=run/cache"];
+    train(&bench, "cached", &[&from[..], &whole].concat(), 0);
+}
+
+#[test]
+fn a_write_through_run_that_was_stopped_before_its_first_step_starts_anew() {
+    let bench = bench("[cache]\nk = 20\nwrite_through = true\n");
+    for wait in (0..60).step_by(3) {
+        let mut child = bench.command(&["train", "--config", "run.toml", "--output", "run"]);
+        let mut child = child.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(wait));
+        // SAFETY: a signal to a child that has not been waited for.
+        unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+        let code = child.wait().unwrap().code();
+        // What the stop before this one left would be "not empty".
+        assert_ne!(code, Some(2));
+        if bench.path("run/checkpoints").exists() || code.is_none() && bench.path("run").exists() {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_longer_teachers_padding_is_cut_for_the_student_at_hand() {
+    let bench = bench("");
+    // A teacher with 40 rows more than the tokenizer has tokens.
+    bench.write("long.json", common::model_config(1, 16).replace("\"vocab_size\": 400", "\"vocab_size\": 440"));
+    let config = String::from_utf8(bench.read("teacher.toml")).unwrap().replace("teacher.json", "long.json");
+    bench.write("long.toml", config.replace("dir = \"teacher\"", "dir = \"long\""));
+    bench.expect(&["train", "--config", "long.toml"], 0);
+    let long = ["--set", "teacher.path=long/student"];
+    let dense = ["--set", "cache.codec=dense", "--set", "cache.values=f32"];
+    cache(&bench, "cache", &[&long[..], &dense].concat(), 0);
+    train(&bench, "live", &long, 0);
+    train(&bench, "cached", &[&FROM_CACHE[..], &dense].concat(), 0);
+    let (live, cached) = (losses(&bench, "live"), losses(&bench, "cached"));
+    assert!(live.iter().zip(&cached).all(|(a, b)| (a - b).abs() < 1e-5 * a), "{live:?} {cached:?}");
+    // A cache that another student made has more tokens than this one.
+    cache(&bench, "wide", &[&long[..], &["--set", "student.config=long.json", "--set", "cache.k=20"]].concat(), 0);
+    let wide = ["--set", "teacher.kind=cache", "--set", "teacher.path=wide"];
+    let said = bench.refused(&[&["train", "--config", "run.toml", "--output", "no"], &wide[..]].concat());
+    assert!(said.contains("the teacher's cache is of 440 tokens, the student's vocabulary has 400"), "{said}");
 }
 
 #[test]

@@ -114,31 +114,64 @@ impl Blocks {
         let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         let (count, records) = (u32::from_le_bytes(std::array::from_fn(|i| bytes[12 + i])) as usize, number(16));
         let block = number(4);
-        let whole = (count as u64 * ENTRY as u64).checked_add(records).map(|n| n.saturating_add((HEAD + SUM) as u64));
-        let whole = whole.filter(|_| bytes.starts_with(MAGIC) && count <= MOST_ROWS);
-        let Some(whole) = whole else { return torn("there is no block") };
-        // Nothing larger than the file is ever asked of memory.
+        if !bytes.starts_with(MAGIC) || count > MOST_ROWS {
+            return torn("there is no block");
+        }
+        let table = HEAD + count * ENTRY;
+        if (table + SUM) as u64 > left {
+            return torn("a block breaks off");
+        }
+        bytes.resize(table, 0);
+        self.reader.read_exact(&mut bytes[HEAD..])?;
+        // Nothing larger than the file, and than the table says, is ever asked of memory.
+        let frames: u64 = bytes[HEAD..].chunks_exact(ENTRY).map(|entry| field(entry, 2) as u64).sum();
+        if frames != records {
+            return torn("a block whose rows are not as long as it says");
+        }
+        let whole = table as u64 + records + SUM as u64;
         if whole > left {
             return torn("a block breaks off");
         }
         bytes.resize(whole as usize, 0);
-        self.reader.read_exact(&mut bytes[HEAD..])?;
+        self.reader.read_exact(&mut bytes[table..])?;
         let (content, sum) = bytes.split_at(bytes.len() - SUM);
         if Sha256::digest(content)[..] != *sum {
             return torn("a block that does not match its digest");
         }
-        let mut offset = self.at + (HEAD + count * ENTRY) as u64;
+        let mut offset = self.at + table as u64;
         let mut rows = Vec::with_capacity(count);
-        for entry in content[HEAD..HEAD + count * ENTRY].chunks_exact(ENTRY) {
-            let field = |i: usize| u32::from_le_bytes(std::array::from_fn(|byte| entry[32 + 4 * i + byte]));
+        for entry in content[HEAD..table].chunks_exact(ENTRY) {
             let digest = std::array::from_fn(|i| entry[i]);
-            rows.push(Placed { digest, targets: field(0), length: field(1), offset, frame: field(2) });
-            offset += field(2) as u64;
-        }
-        if offset + SUM as u64 != self.at + whole {
-            return torn("a block whose rows are not as long as it says");
+            let [targets, length, frame] = std::array::from_fn(|i| field(entry, i));
+            rows.push(Placed { digest, targets, length, offset, frame });
+            offset += frame as u64;
         }
         self.at += whole;
         Ok(Some(Ok(Block { number: block, rows, bytes })))
     }
+
+    /// Whether the head of block `number` stands anywhere behind the last whole block.
+    pub(super) fn is_followed_by(&mut self, number: u64) -> io::Result<bool> {
+        let wanted = [&MAGIC[..], &number.to_le_bytes()].concat();
+        self.reader.seek(SeekFrom::Start(self.at))?;
+        let mut window: Vec<u8> = vec![];
+        let mut chunk = vec![0; 1 << 20];
+        loop {
+            let n = self.reader.read(&mut chunk)?;
+            if n == 0 {
+                return Ok(false);
+            }
+            window.extend(&chunk[..n]);
+            if window.windows(wanted.len()).any(|bytes| bytes == wanted) {
+                return Ok(true);
+            }
+            // A head may lie across two reads.
+            window.drain(..window.len().saturating_sub(wanted.len() - 1));
+        }
+    }
+}
+
+/// Field `i` behind the digest of a row of the table.
+fn field(entry: &[u8], i: usize) -> u32 {
+    u32::from_le_bytes(std::array::from_fn(|byte| entry[32 + 4 * i + byte]))
 }

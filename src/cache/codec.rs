@@ -92,10 +92,17 @@ impl Header {
                 || math::log_sum_exp(z, inverse),
             )
         };
-        let all = total(logits, 1.0);
-        if !all.is_finite() {
+        if !total(logits, 1.0).is_finite() {
             return None;
         }
+        // Large logits would cost the sums digits, 1 / T all the more.
+        let largest = math::vectorize(
+            #[inline(always)]
+            || math::max(logits),
+        );
+        let shifted: Vec<f32> = logits.iter().map(|z| z - largest).collect();
+        let logits = &shifted[..];
+        let all = total(logits, 1.0);
         let log_p = |id: usize| logits.get(id).map_or(f32::NEG_INFINITY, |z| z - all);
         let minus_entropy = math::vectorize(
             #[inline(always)]

@@ -23,7 +23,7 @@ pub struct Header {
     pub(super) version: u32,
     pub codec: Codec,
     pub values: Values,
-    /// V, the length of a row of the teacher's logits.
+    /// V, the logits of a row that count: the teacher's, or those of a student with fewer.
     pub vocab_size: usize,
     /// At which what a codec leaves out is known, each once; 1 is the first.
     pub temperatures: Vec<f64>,
@@ -207,7 +207,7 @@ impl Header {
             false => Err(format!("{name} is {value}, allowed: {least} to {most}")),
         };
         limit("vocab_size", self.vocab_size, 1, 1 << 28)?;
-        limit("data.max_length", self.data.max_length, 2, 1 << 28)?;
+        limit("data.max_length", self.data.max_length, 2, 1 << 24)?;
         limit("the number of temperatures", self.temperatures.len(), 1, 64)?;
         if self.temperatures[0] != 1.0 || !self.temperatures.iter().all(|t| t.is_finite() && *t > 0.0) {
             return Err(format!("temperatures are {:?}, wanted positive numbers, 1 first", self.temperatures));

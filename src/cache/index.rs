@@ -10,23 +10,26 @@ use sha2::{Digest, Sha256};
 use super::block::Placed;
 use crate::error::{Error, Result};
 
-/// At the start of the file; the digest of header.json, the number of entries, the entries and a digest of all that follow.
+/// At the start of the file; the digest of header.json, the bytes of signal.bin, the number of entries, the entries and a
+/// digest of all that follow.
 const MAGIC: &[u8; 4] = b"DTI1";
-const HEAD: u64 = 4 + 32 + 8;
+const HEAD: u64 = 4 + 32 + 8 + 8;
 const ENTRY: u64 = 32 + 8 + 3 * 4;
 const SUM: u64 = 32;
 
 /// A row's record.
 pub type Entry = Placed;
 
-/// The bytes of the index of a cache whose header has the digest `header`. Of rows with one digest the first stays.
-pub(super) fn to_bytes(header: [u8; 32], entries: &[Entry]) -> Vec<u8> {
+/// The bytes of the index of a cache whose header has the digest `header` and whose signal.bin is `signal` bytes long. Of rows
+/// with one digest the first stays.
+pub(super) fn to_bytes(header: [u8; 32], signal: u64, entries: &[Entry]) -> Vec<u8> {
     let mut sorted: Vec<&Entry> = entries.iter().collect();
     sorted.sort_by(|a, b| a.digest.cmp(&b.digest).then(a.offset.cmp(&b.offset)));
     sorted.dedup_by_key(|entry| entry.digest);
     let mut out = Vec::with_capacity((HEAD + sorted.len() as u64 * ENTRY + SUM) as usize);
     out.extend(MAGIC);
     out.extend(header);
+    out.extend(signal.to_le_bytes());
     out.extend((sorted.len() as u64).to_le_bytes());
     for entry in sorted {
         out.extend(entry.digest);
@@ -43,6 +46,7 @@ pub(super) fn to_bytes(header: [u8; 32], entries: &[Entry]) -> Vec<u8> {
 pub struct Index {
     file: File,
     path: PathBuf,
+    signal_bytes: u64,
     entries: u64,
 }
 
@@ -61,7 +65,7 @@ impl Index {
             return Err(damaged());
         }
         file.read_exact_at(&mut head, 0).map_err(unreadable)?;
-        let entries = u64::from_le_bytes(std::array::from_fn(|i| head[36 + i]));
+        let [signal_bytes, entries] = [36, 44].map(|at| u64::from_le_bytes(std::array::from_fn(|i| head[at + i])));
         let wanted = entries.checked_mul(ENTRY).and_then(|bytes| bytes.checked_add(HEAD + SUM));
         if !head.starts_with(MAGIC)
             || wanted != Some(length)
@@ -69,7 +73,12 @@ impl Index {
         {
             return Err(damaged());
         }
-        Ok((head[4..36] == header).then(|| Self { file, path: path.to_owned(), entries }))
+        Ok((head[4..36] == header).then(|| Self { file, path: path.to_owned(), signal_bytes, entries }))
+    }
+
+    /// Length of the signal.bin that it is of.
+    pub fn signal_bytes(&self) -> u64 {
+        self.signal_bytes
     }
 
     /// Number of rows.

@@ -6,13 +6,12 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
 use super::codec::Codec;
 use super::header::Header;
 use super::index::{Entry, Index};
 use super::record::{Record, Targets};
 use super::{HEADER, INDEX, SIGNAL, Writer};
+use crate::corpus::row_digest;
 use crate::error::{Error, Result};
 use crate::signal::TeacherSignal;
 
@@ -65,22 +64,20 @@ impl Reader {
         let index = dir.join(INDEX);
         let index = if index.exists() { Index::open(&index, digest)? } else { None }.ok_or_else(incomplete)?;
         let path = dir.join(SIGNAL);
-        let file = File::open(&path).map_err(|cause| Error::unreadable(&path, cause))?;
+        let unreadable = |cause| Error::unreadable(&path, cause);
+        let file = File::open(&path).map_err(unreadable)?;
+        let (there, wanted) = (file.metadata().map_err(unreadable)?.len(), index.signal_bytes());
+        if there != wanted {
+            return Err(Error::input(format!(
+                "{} is {there} bytes long, its index says {wanted}: restore the file, or make the cache again",
+                path.display()
+            )));
+        }
         Ok(Self { header, index, file, path })
     }
 
     pub fn header(&self) -> &Header {
         &self.header
-    }
-
-    /// SHA-256 of header and index: what the cache is, but for the records, each of which has a checksum.
-    pub fn digest(&self) -> Result<[u8; 32]> {
-        let mut hasher = Sha256::new();
-        for name in [HEADER, INDEX] {
-            let path = self.path.with_file_name(name);
-            hasher.update(std::fs::read(&path).map_err(|cause| Error::unreadable(&path, cause))?);
-        }
-        Ok(hasher.finalize().into())
     }
 
     /// Bytes of its files.
@@ -137,22 +134,28 @@ impl Writer {
     }
 }
 
-/// What a frame holds, with no more memory than a row of this cache can take.
+/// What a frame holds, with no more memory than such a row can take.
 fn record(header: &Header, entry: &Entry, frame: &[u8]) -> std::result::Result<Record, String> {
+    // Bit 2 of a frame's descriptor, which follows its magic number: it ends with a checksum.
+    if frame.get(4).is_none_or(|descriptor| descriptor & 4 == 0) {
+        return Err("its frame has no checksum".into());
+    }
     let length = entry.length as usize;
-    if header.most_bytes(header.data.max_length).is_none_or(|most| length > most) {
+    if header.most_bytes(entry.targets as usize).is_none_or(|most| length > most) {
         return Err(format!("its record would have {length} bytes"));
     }
     let mut bytes = vec![];
-    let decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(|e| e.to_string())?.single_frame();
-    decoder.take(length as u64 + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
-    if bytes.len() != length {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(|e| e.to_string())?.single_frame();
+    (&mut decoder).take(length as u64 + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.len() != length || !decoder.finish().is_empty() {
         return Err(format!("its record has not the {length} bytes it should have"));
     }
     let record = header.decode(&bytes)?;
-    match record.said.labels.len() == entry.targets as usize {
-        true => Ok(record),
-        false => Err(format!("it has {} targets, not {}", record.said.labels.len(), entry.targets)),
+    // Whatever index and table say: it is the row that was asked for.
+    match row_digest(&record.tokens, &record.targets) == entry.digest {
+        true if record.said.labels.len() == entry.targets as usize => Ok(record),
+        true => Err(format!("it has {} targets, not {}", record.said.labels.len(), entry.targets)),
+        false => Err("it is another row's".into()),
     }
 }
 
@@ -180,7 +183,8 @@ impl Targets {
             for i in self.range(target) {
                 let value = self.values[i];
                 let likelier = log_p(value, at) - log_p(value, drawn_at);
-                log_probabilities.push(log_p(value, at));
+                // Rounding to f16 may have left a little more than 0, which 1 / T makes larger.
+                log_probabilities.push(log_p(value, at).min(0.0));
                 // p / r is 1 where both temperatures are the same.
                 weights.push(self.counts[i] as f32 / draws as f32 * likelier.exp());
             }

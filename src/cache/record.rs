@@ -43,6 +43,24 @@ impl Targets {
         self.bounds[n]..self.bounds[n + 1]
     }
 
+    /// What no writer writes: a number that is none, or a token twice in a target.
+    fn check(&self) -> Malformed<()> {
+        let floats = [&self.labels, &self.entropies, &self.values].into_iter().chain(&self.rests).flatten();
+        if let Some(odd) = floats.copied().find(|x| x.is_nan() || *x == f32::INFINITY) {
+            return Err(format!("it holds {odd}"));
+        }
+        let mut sorted: Vec<u32> = vec![];
+        for n in (0..self.labels.len()).filter(|_| !self.ids.is_empty()) {
+            sorted.clear();
+            sorted.extend(&self.ids[self.range(n)]);
+            sorted.sort_unstable();
+            if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
+                return Err(format!("a token stands twice in target {n}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Adds the targets of `other` at the end.
     pub fn append(&mut self, other: &Self) {
         if self.bounds.is_empty() {
@@ -140,8 +158,9 @@ impl Header {
         out
     }
 
-    /// The most bytes that a row of `tokens` tokens can have; None beyond what can be addressed.
-    pub(super) fn most_bytes(&self, tokens: usize) -> Option<usize> {
+    /// The most bytes that a row with `targets` targets can have; None beyond what can be addressed, and for more targets than
+    /// a row has tokens.
+    pub(super) fn most_bytes(&self, targets: usize) -> Option<usize> {
         let entries = match self.codec {
             Codec::TopK { k } => k,
             Codec::Sampled { draws, .. } => draws,
@@ -149,7 +168,8 @@ impl Header {
         };
         let entry = self.values.bytes() + if self.wide_ids() { 4 } else { 2 } + 2;
         let target = 8 + 4 * self.temperatures.len() + 2 + entries.checked_mul(entry)?;
-        tokens.checked_mul(target + 5)?.checked_add(4)
+        let tokens = 4 + 5 * self.data.max_length;
+        targets.checked_mul(target)?.checked_add(tokens).filter(|_| targets < self.data.max_length)
     }
 
     /// Reads what [`Header::encode`] wrote; otherwise says what is wrong with it.
@@ -165,6 +185,9 @@ impl Header {
         let targets: Vec<bool> = (0..length).map(|t| mask[t / 8] >> (t % 8) & 1 == 1).collect();
         if targets.first() == Some(&true) {
             return Err("its first token is a target".into());
+        }
+        if length % 8 > 0 && mask.last().is_some_and(|bits| bits >> (length % 8) != 0) {
+            return Err("its mask is longer than its tokens".into());
         }
         let n = targets.iter().filter(|&&target| target).count();
         let mut said = Targets { labels: columns.floats(n)?, entropies: columns.floats(n)?, ..Targets::default() };
@@ -196,6 +219,7 @@ impl Header {
             Values::F32 => columns.floats(entries)?,
             Values::F16 => columns.take(entries, |bytes| f16::from_le_bytes(bytes).to_f32())?,
         };
+        said.check()?;
         match columns.0.len() {
             0 => Ok(Record { tokens, targets, said }),
             more => Err(format!("{more} bytes follow its end")),

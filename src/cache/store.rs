@@ -36,7 +36,7 @@ pub fn encode_batch(header: &Header, signal: &TeacherSignal, batch: &Batch) -> R
 /// What is kept of each target, a chunk of logits at a time.
 pub(super) fn store(header: &Header, signal: &TeacherSignal, batch: &Batch) -> Result<Vec<Stored>> {
     let (targets, vocab) = (batch.valid_tokens(), signal.logits_per_target());
-    if vocab != header.vocab_size {
+    if vocab < header.vocab_size {
         return Err(Error::run(format!("a teacher of {vocab} logits for a cache of {}", header.vocab_size)));
     }
     // Draws are numbered within their row.
@@ -51,7 +51,8 @@ pub(super) fn store(header: &Header, signal: &TeacherSignal, batch: &Batch) -> R
         let of_row = |(i, logits): (usize, &[f32])| {
             let (n, row) = (from + i, row_of(from + i));
             let digest = &batch.rows[row].digest;
-            header.store(logits, batch.labels[n], digest, n - batch.cu_targets[row]).ok_or_else(|| {
+            // What lies beyond is padding: no token of the tokenizer.
+            header.store(&logits[..header.vocab_size], batch.labels[n], digest, n - batch.cu_targets[row]).ok_or_else(|| {
                 let source = batch.row_of_target(n);
                 Error::run(format!(
                     "{}:{}: the teacher's logits are not finite; its weights may be damaged, or its dtype may overflow",

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::record::Record;
 use super::*;
-use crate::corpus::{Batch, Row, RowRef};
+use crate::corpus::{Batch, Row, RowRef, row_digest};
 use crate::signal::TeacherSignal;
 
 const VOCAB: usize = 50;
@@ -38,9 +38,9 @@ const SAMPLED: Codec = Codec::Sampled { draws: 16, temperature: 2.0, seed: 5 };
 const CODECS: [Codec; 3] = [Codec::TopK { k: 7 }, SAMPLED, Codec::Dense];
 
 fn row(n: u32) -> Row {
-    let tokens: Vec<u32> = (0..5 + n % 7).map(|t| (t * 5 + n) % VOCAB as u32).collect();
+    let tokens: Vec<u32> = (0..7 + n % 7).map(|t| (t * 5 + n * (1 + t % 3) + n / 50) % VOCAB as u32).collect();
     let targets: Vec<bool> = (0..tokens.len()).map(|t| t > 1 + n as usize % 3).collect();
-    let digest = Sha256::digest(n.to_le_bytes()).into();
+    let digest = row_digest(&tokens, &targets);
     Row { tokens, targets, source: RowRef { digest, file: Arc::new(PathBuf::from("rows.jsonl")), line: n as u64 + 1 } }
 }
 
@@ -104,7 +104,7 @@ fn a_row_comes_back_as_it_was_stored_but_for_the_rounding() {
                 assert_eq!((&record.tokens, &record.targets), (&row.tokens, &row.targets));
                 let targets = &stored[batch.cu_targets[r]..batch.cu_targets[r + 1]];
                 assert_eq!(record.said.labels.len(), targets.len());
-                assert!(encoded.bytes.len() <= header.most_bytes(row.tokens.len()).unwrap());
+                assert!(encoded.bytes.len() <= header.most_bytes(row.target_count()).unwrap());
                 for (n, target) in targets.iter().enumerate() {
                     let range = record.said.range(n);
                     let rounded: Vec<f32> = target.values.iter().map(|v| values.rounded(*v)).collect();
@@ -163,7 +163,7 @@ fn a_cache_that_broke_off_anywhere_goes_on_after_its_last_whole_block_to_the_sam
         let broken = dir.path().join(format!("broken-{cut}"));
         std::fs::create_dir(&broken).unwrap();
         std::fs::write(broken.join(HEADER), &files_of_whole[0]).unwrap();
-        // A kill leaves a beginning, or a beginning with something else behind it.
+        // A kill leaves a beginning, and a power cut one with zeros behind it.
         let mut bytes = signal[..cut].to_vec();
         bytes.extend(std::iter::repeat_n(0u8, cut % 3 * 100));
         std::fs::write(broken.join(SIGNAL), bytes).unwrap();
@@ -172,6 +172,107 @@ fn a_cache_that_broke_off_anywhere_goes_on_after_its_last_whole_block_to_the_sam
         assert!(writer.next_block() <= 4);
         fill(writer, 100);
         assert!(files(&broken) == files_of_whole, "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_block_that_rotted_is_named_and_nothing_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("cache");
+    write(&cache, SAMPLED, 100, None);
+    let [header, signal, index] = files(&cache).try_into().unwrap();
+    let wanted = Header { parts: vec![part(100)], ..self::header(SAMPLED, Values::F16) };
+    // In the head, the table, the records and the digest of each block, and what follows missing; complete or not.
+    let starts: Vec<usize> = (0..signal.len() - 4).filter(|&at| signal[at..].starts_with(b"DTB1")).collect();
+    assert_eq!(starts.len(), 4);
+    for (block, &start) in starts.iter().enumerate() {
+        for at in [0, 5, 13, 20, 60, 1000, 1500] {
+            for complete in [true, false] {
+                let mut damaged = signal.clone();
+                damaged[start + at] ^= 0x20;
+                std::fs::write(cache.join(SIGNAL), &damaged).unwrap();
+                if !complete {
+                    std::fs::remove_file(cache.join(INDEX)).unwrap();
+                }
+                match Writer::resume(&cache, &wanted) {
+                    // The last one of an incomplete cache may be what a kill left.
+                    Ok(_) => assert!(block == 3 && !complete),
+                    Err(error) => {
+                        let says = format!("block {block} ");
+                        assert!(error.to_string().contains(&says), "{error}");
+                    }
+                }
+                assert!(std::fs::read(cache.join(SIGNAL)).unwrap() == damaged);
+                std::fs::write(cache.join(INDEX), &index).unwrap();
+            }
+        }
+    }
+    std::fs::write(cache.join(SIGNAL), &signal[..starts[2]]).unwrap();
+    assert!(Writer::resume(&cache, &wanted).err().unwrap().to_string().contains("block 2 "));
+    assert!(Reader::open(&cache).unwrap_err().to_string().contains("its index says"));
+    assert!(std::fs::read(cache.join(HEADER)).unwrap() == header);
+}
+
+#[test]
+fn a_row_that_the_index_mistakes_for_another_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("cache");
+    for codec in CODECS {
+        let _ = std::fs::remove_dir_all(&cache);
+        write(&cache, codec, 5, None);
+        // Every digest leads to the record of the first entry.
+        forged(&cache, |bytes| {
+            let first = bytes[52 + 32..52 + 52].to_vec();
+            (52..bytes.len()).step_by(52).for_each(|entry| bytes[entry + 32..entry + 52].copy_from_slice(&first));
+        });
+        let reader = Reader::open(&cache).unwrap();
+        let read = (0..5).map(|i| reader.read(&reader.entry(i).unwrap()));
+        let errors: Vec<String> = read.filter_map(|row| row.err().map(|e| e.to_string())).collect();
+        assert!(errors.len() == 4 && errors.iter().all(|e| e.contains("another row's")), "{errors:?}");
+    }
+}
+
+#[test]
+fn a_cache_may_break_off_before_its_first_block() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    write(&whole, SAMPLED, 40, None);
+    let wanted = Header { parts: vec![part(40)], ..header(SAMPLED, Values::F16) };
+    let begun = dir.path().join("begun");
+    std::fs::create_dir(&begun).unwrap();
+    std::fs::copy(whole.join(HEADER), begun.join(HEADER)).unwrap();
+    fill(Writer::resume(&begun, &wanted).unwrap(), 40);
+    assert!(files(&begun) == files(&whole));
+}
+
+#[test]
+fn logits_beyond_the_vocabulary_are_padding() {
+    let batch = Batch::new(&[row(3)]);
+    let mut short = header(Codec::TopK { k: 20 }, Values::F32);
+    short.vocab_size = 20;
+    let TeacherSignal::Dense { logits, .. } = said(&batch) else { panic!() };
+    let cut: Vec<f32> = logits.chunks(VOCAB).flat_map(|row| &row[..20]).copied().collect();
+    let labels = Batch { labels: batch.labels.iter().map(|label| label % 20).collect(), ..batch.clone() };
+    let long = store::store(&short, &said(&batch), &labels).unwrap();
+    assert_eq!(long, store::store(&short, &TeacherSignal::Dense { logits: cut, vocab_size: 20 }, &labels).unwrap());
+    assert!(long.iter().all(|target| target.rests.iter().all(|rest| *rest == f32::NEG_INFINITY)));
+}
+
+#[test]
+fn draws_at_a_low_temperature_in_f16_are_still_log_probabilities() {
+    let batch = Batch::new(&[row(3), row(4)]);
+    for temperature in [0.01, 0.1, 50.0] {
+        let mut header = header(Codec::Sampled { draws: 30, temperature, seed: 1 }, Values::F16);
+        header.temperatures = vec![1.0, temperature];
+        let mut all = Targets::default();
+        for row in encode_batch(&header, &said(&batch), &batch).unwrap() {
+            all.append(&header.decode(&row.bytes).unwrap().said);
+        }
+        let TeacherSignal::Sampled { log_probabilities, weights, .. } = all.signal(&header, temperature).unwrap()
+        else {
+            panic!()
+        };
+        assert!(log_probabilities.iter().all(|log_p| *log_p <= 0.0) && weights.iter().all(|w| (0.0..=1.0).contains(w)));
     }
 }
 
@@ -307,11 +408,12 @@ fn a_forged_index_is_an_error_and_takes_no_memory() {
     let cache = dir.path().join("cache");
     write(&cache, Codec::TopK { k: 7 }, 5, None);
     let original = std::fs::read(cache.join(INDEX)).unwrap();
-    // The number of entries; of the first one (digest, offset, frame, length, targets) all but the digest.
-    let entry = 44;
-    let forgeries: [(usize, &[u8]); 7] = [
+    // Bytes of signal.bin, the number of entries; of the first one (digest, offset, frame, length, targets) all but the digest.
+    let entry = 52;
+    let forgeries: [(usize, &[u8]); 8] = [
         (36, &[0xff; 8]),
-        (36, &[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]),
+        (44, &[0xff; 8]),
+        (44, &[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]),
         (entry + 32, &[0xff; 8]),
         (entry + 32, &[0x7f, 0xff, 0, 0, 0, 0, 0, 0]),
         (entry + 40, &[0xff; 4]),
@@ -330,7 +432,7 @@ fn a_frame_that_unpacks_to_more_than_a_row_can_be_is_cut_off() {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("cache");
     let header = Header { parts: vec![part(1)], ..header(Codec::TopK { k: 7 }, Values::F16) };
-    let most = header.most_bytes(64).unwrap();
+    let most = header.most_bytes(3).unwrap();
     let mut writer = Writer::create(&cache, header).unwrap();
     let bomb = BlockRow::new([1; 32], 3, &vec![0; 64 << 20]).unwrap();
     assert!(bomb.frame.len() < 1 << 16);

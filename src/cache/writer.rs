@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::block::{self, Block, BlockRow, Blocks, Placed};
 use super::header::{Header, Part};
-use super::index::Entry;
+use super::index::{Entry, Index};
 use super::{HEADER, INDEX, SIGNAL, index};
 use crate::checkpoint::{RunLock, atomic, layout};
 use crate::error::{Error, Result};
@@ -19,11 +19,14 @@ pub struct Writer {
     file: File,
     /// Of all blocks that are there.
     entries: Vec<Entry>,
-    /// The first block that belongs here, and the next one.
+    /// Rows of each block that is there.
+    rows_of_blocks: Vec<u64>,
+    /// The first block that belongs here.
     first: u64,
-    next: u64,
     /// Bytes of the blocks.
     end: u64,
+    /// Whether the file has been cut to the blocks, and the index is gone.
+    open: bool,
     _lock: RunLock,
 }
 
@@ -32,30 +35,34 @@ impl Writer {
     ///
     /// Input errors: it is not. Run errors: it cannot be written, or another process writes it.
     pub fn create(dir: &Path, header: Header) -> Result<Self> {
-        if !layout::is_fresh(dir)? {
-            return Err(Error::input(format!(
+        let refuse_others = || match layout::is_fresh(dir)? {
+            true => Ok(()),
+            false => Err(Error::input(format!(
                 "{} is not empty: --resume goes on with the cache in it, another --output starts a new one",
                 dir.display()
-            )));
-        }
+            ))),
+        };
+        // Before the lock, which would be written among other files; and after it, for who came first.
+        refuse_others()?;
         let lock = RunLock::acquire(dir)?;
+        refuse_others()?;
+        atomic::write_file(&dir.join(HEADER), &header.to_bytes()?)?;
         let path = dir.join(SIGNAL);
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+        let file = File::options().read(true).write(true).create_new(true).open(&path);
         let file = file.map_err(|cause| Error::unwritable(&path, cause))?;
-        let first = first_block(&header);
-        let writer =
-            Self { dir: dir.to_owned(), header, file, entries: vec![], first, next: first, end: 0, _lock: lock };
-        writer.write_header()?;
-        Ok(writer)
+        let (first, dir) = (first_block(&header), dir.to_owned());
+        let (entries, rows_of_blocks) = (vec![], vec![]);
+        Ok(Self { dir, header, file, entries, rows_of_blocks, first, end: 0, open: false, _lock: lock })
     }
 
-    /// Goes on after the last whole block in `dir`; what follows it is cut off.
+    /// Goes on after the last whole block in `dir`. What a write that was broken off left behind it is cut off, but not
+    /// before something is written.
     ///
     /// Input errors: there is no cache; it is not the signal that `wanted` describes, by the first field that differs; a
-    /// block that does not belong there. Run errors as [`Writer::create`].
+    /// block is damaged that was whole, or does not belong there. Run errors as [`Writer::create`].
     pub fn resume(dir: &Path, wanted: &Header) -> Result<Self> {
         let lock = RunLock::acquire(dir)?;
-        let (header, _) = Header::read(dir)?;
+        let (header, digest) = Header::read(dir)?;
         let refuse = |what: String| {
             let dir = dir.display();
             Error::input(format!(
@@ -76,17 +83,31 @@ impl Writer {
             File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(unwritable)?;
         let mut blocks = Blocks::new(file.try_clone().map_err(unwritable)?).map_err(unwritable)?;
         let first = first_block(&header);
-        let (mut entries, mut next) = (vec![], first);
-        while let Some(Ok(block)) = blocks.next_block().map_err(unwritable)? {
+        let (mut entries, mut rows_of_blocks) = (vec![], vec![]);
+        while let Some(block) = blocks.next_block().map_err(unwritable)? {
+            let next = first + rows_of_blocks.len() as u64;
+            let block = match block {
+                Ok(block) => block,
+                // One append was under way at most: it is the last thing there is.
+                Err(_) if !blocks.is_followed_by(next + 1).map_err(unwritable)? => break,
+                Err(what) => return Err(damaged(&path, next, &what)),
+            };
             if block.number != next {
                 return Err(refuse(format!("{} has block {} where {next} belongs", path.display(), block.number)));
             }
+            rows_of_blocks.push(block.rows.len() as u64);
             entries.extend(block.rows);
-            next += 1;
         }
         let end = blocks.at();
-        file.set_len(end).map_err(unwritable)?;
-        Ok(Self { dir: dir.to_owned(), header, file, entries, first, next, end, _lock: lock })
+        let index = dir.join(INDEX);
+        // Where the index says that the cache is complete, nothing was under way.
+        if let Some(index) = index.exists().then(|| Index::open(&index, digest)).transpose()?.flatten()
+            && index.signal_bytes() > end
+        {
+            let next = first + rows_of_blocks.len() as u64;
+            return Err(damaged(&path, next, &format!("a block breaks off at byte {end}")));
+        }
+        Ok(Self { dir: dir.to_owned(), header, file, entries, rows_of_blocks, first, end, open: false, _lock: lock })
     }
 
     pub fn header(&self) -> &Header {
@@ -100,7 +121,7 @@ impl Writer {
 
     /// The number of the next block.
     pub fn next_block(&self) -> u64 {
-        self.next
+        self.first + self.rows_of_blocks.len() as u64
     }
 
     /// Bytes of signal.bin.
@@ -111,18 +132,58 @@ impl Writer {
     /// Says which rows are to come, or are there.
     pub fn set_parts(&mut self, parts: Vec<Part>) -> Result<()> {
         self.header.parts = parts;
-        self.write_header()
+        atomic::write_file(&self.dir.join(HEADER), &self.header.to_bytes()?)
     }
 
-    fn write_header(&self) -> Result<()> {
-        atomic::write_file(&self.dir.join(HEADER), &self.header.to_bytes()?)
+    /// The header's parts as far as their blocks are there, and blocks of no part as one of the corpus `other`.
+    ///
+    /// Input errors: a part but the last has lost blocks.
+    pub fn parts_that_are_there(&self, other: &str) -> Result<Vec<Part>> {
+        let (mut parts, mut block, mut row) = (vec![], 0, 0);
+        let last = self.header.parts.len().saturating_sub(1);
+        let surplus = Part { corpus: other.into(), rows: 0, targets: 0, blocks: u64::MAX };
+        for (i, part) in self.header.parts.iter().chain([&surplus]).enumerate() {
+            let left = self.rows_of_blocks.len() - block;
+            let blocks = left.min(usize::try_from(part.blocks).unwrap_or(usize::MAX));
+            if i < last && (blocks as u64) < part.blocks {
+                let path = self.dir.join(SIGNAL);
+                return Err(damaged(&path, block as u64 + blocks as u64, "the file ends too early"));
+            }
+            let rows: u64 = self.rows_of_blocks[block..block + blocks].iter().sum();
+            let targets = self.entries[row..row + rows as usize].iter().map(|entry| entry.targets as u64).sum();
+            if blocks > 0 {
+                parts.push(Part { corpus: part.corpus.clone(), rows, targets, blocks: blocks as u64 });
+            }
+            block += blocks;
+            row += rows as usize;
+        }
+        Ok(parts)
+    }
+
+    /// Cuts off what is no block, and takes the word back that the cache is complete.
+    fn open(&mut self) -> std::io::Result<()> {
+        if !self.open {
+            match std::fs::remove_file(self.dir.join(INDEX)) {
+                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(cause),
+                _ => File::open(&self.dir)?.sync_all()?,
+            }
+            self.file.set_len(self.end)?;
+            self.open = true;
+        }
+        Ok(())
     }
 
     /// Adds the next block, durably.
     pub fn append(&mut self, rows: &[BlockRow]) -> Result<()> {
-        let bytes = block::to_bytes(self.next, rows);
-        let mut offset =
-            self.end + bytes.len() as u64 - 32 - rows.iter().map(|row| row.frame.len() as u64).sum::<u64>();
+        self.append_unsynced(rows)?;
+        self.file.sync_data().map_err(|cause| Error::unwritable(&self.dir.join(SIGNAL), cause))
+    }
+
+    /// Adds the next block, which a power cut may take back.
+    pub fn append_unsynced(&mut self, rows: &[BlockRow]) -> Result<()> {
+        let bytes = block::to_bytes(self.next_block(), rows);
+        let records = rows.iter().map(|row| row.frame.len() as u64).sum::<u64>();
+        let mut offset = self.end + bytes.len() as u64 - 32 - records;
         let mut placed = vec![];
         for row in rows {
             let frame = row.frame.len() as u32;
@@ -143,13 +204,10 @@ impl Writer {
 
     fn append_bytes(&mut self, bytes: &[u8], rows: Vec<Entry>) -> Result<()> {
         let path = self.dir.join(SIGNAL);
-        let write = || -> std::io::Result<()> {
-            self.file.write_all_at(bytes, self.end)?;
-            self.file.sync_data()
-        };
-        write().map_err(|cause| Error::unwritable(&path, cause))?;
+        let written = self.open().and_then(|()| self.file.write_all_at(bytes, self.end));
+        written.map_err(|cause| Error::unwritable(&path, cause))?;
         self.end += bytes.len() as u64;
-        self.next += 1;
+        self.rows_of_blocks.push(rows.len() as u64);
         self.entries.extend(rows);
         Ok(())
     }
@@ -161,26 +219,34 @@ impl Writer {
         Ok(frame)
     }
 
-    /// Whether all blocks that the header promises are there.
-    pub fn is_whole(&self) -> bool {
+    /// Blocks that the header promises and that are not there.
+    fn missing(&self) -> u64 {
         let blocks = self.header.blocks();
-        let promised = self.header.shard.map_or(blocks, |shard| shard.of(blocks).count() as u64);
-        self.next - self.first == promised
+        let end = self.header.shard.map_or(blocks, |shard| shard.of(blocks).end);
+        end.saturating_sub(self.next_block())
     }
 
-    /// Writes the index: the cache is complete. Does nothing to one that is.
-    pub fn finish(self) -> Result<()> {
-        if !self.is_whole() {
-            return Err(Error::run(format!("{} blocks of the cache are missing", self.header.blocks() - self.next)));
+    /// Writes the index: the cache is complete.
+    ///
+    /// Run errors: blocks are missing that the header promises; it cannot be written.
+    pub fn finish(mut self) -> Result<()> {
+        if self.missing() > 0 {
+            return Err(Error::run(format!("{} blocks of the cache are missing", self.missing())));
         }
         let (_, digest) = Header::read(&self.dir)?;
-        let path = self.dir.join(INDEX);
-        let bytes = index::to_bytes(digest, &self.entries);
-        if std::fs::read(&path).is_ok_and(|there| there == bytes) {
-            return Ok(());
-        }
-        atomic::write_file(&path, &bytes)
+        let path = self.dir.join(SIGNAL);
+        let synced = self.open().and_then(|()| self.file.sync_all());
+        synced.map_err(|cause| Error::unwritable(&path, cause))?;
+        atomic::write_file(&self.dir.join(INDEX), &index::to_bytes(digest, self.end, &self.entries))
     }
+}
+
+fn damaged(path: &Path, block: u64, what: &str) -> Error {
+    let path = path.display();
+    Error::input(format!(
+        "{path}: block {block} is damaged ({what}), and what follows it would be lost: restore the file, or make the cache \
+         again in another folder"
+    ))
 }
 
 fn first_block(header: &Header) -> u64 {

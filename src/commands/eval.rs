@@ -10,11 +10,11 @@ use serde::Serialize;
 
 use super::build::AnyTeacher;
 use super::{Outcome, build, out};
+use crate::cache::Codec;
 use crate::checkpoint::atomic;
 use crate::cli::EvalArgs;
-use crate::config::plan::{
-    HeldOut, Missing, Notice, TeacherFiles, cache_of_rows, covers, encoder, model_folder, same_tokenizer,
-};
+use crate::config::cached::{Lookup, cache_of_rows, fits_student};
+use crate::config::plan::{HeldOut, Notice, TeacherFiles, covers, encoder, model_folder, same_tokenizer};
 use crate::config::{self, ChatTemplate, Dtype, LossOn, OnBadRecord, RunConfig, TeacherConfig, TeacherKind};
 use crate::corpus::{Batch, CorpusIndex, Row, TextTokenizer};
 use crate::device::{DeviceChoice, Devices};
@@ -114,6 +114,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let encoder = Arc::new(encoder(tokenizer.clone(), &request.chat_template, request.max_length, request.loss_on)?);
     if let Some(cache) = &theirs.cache {
         cache_of_rows(cache, &encoder, request.loss_on).map_err(|e| e.context(request.teacher.path.display()))?;
+        gates_can_be_answered(args, cache.header().codec)?;
     }
     let index = CorpusIndex::open(std::slice::from_ref(&request.data), request.on_bad_record.into())?;
     let held_out =
@@ -121,11 +122,12 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     if let Some(notice) = Notice::of_bf16((request.teacher.dtype, Dtype::F32), &devices) {
         screen.line(&notice.line());
     }
+    let cache = theirs.cache.clone();
     let teacher = match theirs.cache {
         Some(cache) => {
-            let mut missing = Missing::default();
-            held_out.rows.iter().try_for_each(|row| missing.look(&cache, row))?;
-            missing.refuse()?;
+            let mut rows = Lookup::default();
+            held_out.rows.iter().try_for_each(|row| rows.look(&cache, row))?;
+            rows.finish()?;
             AnyTeacher::Cached(CacheTeacher::new(cache))
         }
         None => AnyTeacher::Live(build::load_teacher(&request.teacher, &devices, &screen)?),
@@ -136,6 +138,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let evaluate = |folder: &Path| -> Result<(Decoder, EvalReport)> {
         let model = build::load_model(folder, false, device, &screen)?;
         covers(model.config(), &tokenizer, "student")?;
+        cache.as_ref().map_or(Ok(()), |cache| fits_student(cache, model.config()))?;
         let never = AtomicBool::new(false);
         let report = build::evaluate_rows(Some(teacher.as_dyn()), &model, &held_out.rows, &never, &screen)?
             .ok_or_else(|| Error::run("the evaluation was interrupted"))?;
@@ -177,6 +180,23 @@ fn show(report: &EvalReport, baseline: Option<&EvalReport>, gap: Option<(f64, In
         text += &format!("{:<34}{gap:>12.1} %  (95 % interval {low:.1} to {high:.1} %)\n", "gap closed");
     }
     text + &format!("on {} rows, {} target tokens\n", report.rows, report.tokens)
+}
+
+/// Refuses a gate on a figure that a stored signal does not have, or only guesses.
+fn gates_can_be_answered(args: &EvalArgs, codec: Codec) -> Result<()> {
+    let gate = match codec {
+        Codec::Dense => None,
+        Codec::TopK { .. } | Codec::Sampled { .. } if args.fail_above_kl.is_some() => Some("--fail-above-kl"),
+        Codec::Sampled { .. } if args.fail_below_agreement.is_some() => Some("--fail-below-agreement"),
+        Codec::TopK { .. } | Codec::Sampled { .. } => None,
+    };
+    match gate {
+        None => Ok(()),
+        Some(gate) => Err(Error::input(format!(
+            "{gate} needs more of the teacher's word than a cache with {codec} has: give a live teacher, or a cache with \
+             codec = \"dense\""
+        ))),
+    }
 }
 
 /// NaN fails every gate.

@@ -32,7 +32,12 @@ pub fn of(plan: &Plan, companions: &Companions) -> Result<BTreeMap<String, Strin
         add("student.config", of_file(&if config.is_dir() { config.join("config.json") } else { config.clone() })?);
     }
     match (&plan.cache, &plan.config.teacher) {
-        (Some(cache), _) => add("the teacher's cache", cache.digest()?),
+        (Some(cache), _) => {
+            let mut header = cache.header().clone();
+            header.parts.clear();
+            add("the teacher's cache", Sha256::digest(header.to_bytes()?).into());
+            add("the run's rows in the teacher's cache", plan.cached_rows);
+        }
         (None, Some(teacher)) => add("the teacher", of_weights(&teacher_files(teacher)?)?),
         (None, None) => {}
     }

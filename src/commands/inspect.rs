@@ -198,7 +198,11 @@ fn run_folder(folder: &Path) -> Result<String> {
                 Span::from_seconds(summary.elapsed_seconds)
             );
             let figures = |eval: &crate::metrics::Eval| {
-                let kl = eval.kl_mean.or(eval.bucket_kl_mean).map_or(String::new(), |kl| format!("KL {kl:.4}, "));
+                let kl = match (eval.kl_mean, eval.bucket_kl_mean) {
+                    (Some(kl), _) => format!("KL {kl:.4}, "),
+                    (None, Some(kl)) => format!("KL of the stored tokens {kl:.4}, "),
+                    (None, None) => String::new(),
+                };
                 format!("{kl}student perplexity {:.3}", eval.student_perplexity)
             };
             for (name, eval) in [("before", &summary.initial_eval), ("after", &summary.final_eval)] {

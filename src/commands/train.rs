@@ -142,6 +142,10 @@ impl<'a> Session<'a> {
         let live = self.teacher.as_ref().map(AnyTeacher::as_dyn);
         // What it says goes to the cache first, so the lock of the run's folder is taken by now.
         let storing = self.teacher.as_ref().and_then(AnyTeacher::live).filter(|_| writes_through(plan));
+        if storing.is_some() && self.state.step > 0 && layout::is_fresh(&cache::folder(plan))? {
+            let message = "the run's cache is not there any more: the teacher is asked again".into();
+            warn(&mut sinks, self.state.step, "cache_lost", message)?;
+        }
         let storing = storing.map(|teacher| write_through(plan, teacher, self.screen)).transpose()?;
         let speaking = storing.as_ref().map(|teacher| teacher as &dyn Teacher).or(live);
         let mut stepper = build::stepper(plan, speaking, &self.student)?;
@@ -307,6 +311,9 @@ impl<'a> Session<'a> {
     fn leave_no_trace(&self, run_dir: &Path) {
         for name in [layout::METRICS, CONFIG, "summary.json", REJECTED, CURVES] {
             let _ = std::fs::remove_file(run_dir.join(name));
+        }
+        if writes_through(self.plan) {
+            let _ = std::fs::remove_dir_all(cache::folder(self.plan));
         }
     }
 }

@@ -2,6 +2,7 @@
 //! path absolute. All problems are reported at once. Nothing is opened here but the config itself; whether the parts fit
 //! together is for the plan.
 
+pub mod cached;
 mod memory;
 pub mod plan;
 mod problem;

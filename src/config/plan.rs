@@ -4,20 +4,19 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::cached::{Lookup, cache_fits};
 use super::memory::{Memory, estimate};
 use super::tokenizer::students_tokenizer;
 use super::types::*;
-use crate::cache::{Codec, DataId, Reader};
+use crate::cache::Reader;
 use crate::corpus::{
-    CorpusIndex, Encoder, LoadOrder, Loader, OverlapFinder, Rejections, Row, RowRef, Scan, TemplateChoice,
-    TextTokenizer, scan,
+    CorpusIndex, Encoder, LoadOrder, Loader, OverlapFinder, Rejections, Row, Scan, TemplateChoice, TextTokenizer, scan,
 };
 use crate::device::{Devices, Opened, gpu_memory};
 use crate::error::{Error, Result};
 use crate::kernels::{Precision, Simd};
 use crate::metrics::Screen;
 use crate::model::{Gguf, ModelConfig};
-use crate::teacher::not_cached;
 use crate::units::{Bytes, hex, total_memory_bytes};
 
 /// JSONL read for token counts at most, unless the number of steps depends on all of it.
@@ -64,6 +63,8 @@ pub struct Plan {
     pub teacher: Option<ModelConfig>,
     /// What a cached teacher said.
     pub cache: Option<Arc<Reader>>,
+    /// A digest of the run's rows in it.
+    pub cached_rows: [u8; 32],
     pub student: ModelConfig,
     pub encoder: Arc<Encoder>,
     pub train: Arc<CorpusIndex>,
@@ -230,89 +231,6 @@ impl TeacherFiles {
     }
 }
 
-/// The rows of a config's data, as a cache names them.
-pub fn data_id(encoder: &Encoder, loss_on: LossOn) -> DataId {
-    DataId {
-        chat_template: encoder.template_digest().map_or("none".into(), |digest| hex(&digest)),
-        max_length: encoder.max_length(),
-        loss_on: loss_on.word().into(),
-    }
-}
-
-/// Refuses a cache of other rows than `encoder` makes, naming what differs.
-pub fn cache_of_rows(cache: &Reader, encoder: &Encoder, loss_on: LossOn) -> Result<()> {
-    let (theirs, ours) = (&cache.header().data, data_id(encoder, loss_on));
-    let differ = |key: &str, theirs: &str, ours: &str| {
-        let message =
-            format!("{key} is {theirs} in the teacher's cache and {ours} here: take the same, or cache again");
-        Err(Error::input(message))
-    };
-    match () {
-        () if theirs.max_length != ours.max_length => {
-            differ("data.max_length", &theirs.max_length.to_string(), &ours.max_length.to_string())
-        }
-        () if theirs.loss_on != ours.loss_on => differ("data.loss_on", &theirs.loss_on, &ours.loss_on),
-        () if theirs.chat_template != ours.chat_template => {
-            differ("data.chat_template", &theirs.chat_template, &ours.chat_template)
-        }
-        () => Ok(()),
-    }
-}
-
-/// Refuses a cache that the run cannot use.
-fn cache_fits(cache: &Reader, config: &RunConfig, encoder: &Encoder, devices: &Devices) -> Result<()> {
-    cache_of_rows(cache, encoder, config.data.loss_on)?;
-    let header = cache.header();
-    let temperature = config.loss.temperature;
-    if header.codec != Codec::Dense && header.temperature(temperature).is_none() {
-        return Err(Error::input(format!(
-            "loss.temperature = {temperature}, but the teacher's cache knows what it left out at {:?} alone: take one of \
-             these, or cache again with this config",
-            header.temperatures
-        )));
-    }
-    // MAX_TOP_K of the kernels.
-    let stored = match header.codec {
-        Codec::TopK { k } => k,
-        Codec::Sampled { draws, .. } => draws,
-        Codec::Dense => 0,
-    };
-    if stored > 2048 && devices.student.device.is_cuda() {
-        return Err(Error::input(format!(
-            "the teacher's cache has {} of each target, a GPU takes up to 2048: set student.device = \"cpu\", or cache less",
-            header.codec
-        )));
-    }
-    Ok(())
-}
-
-/// Rows that a cache does not have.
-#[derive(Default)]
-pub struct Missing {
-    count: u64,
-    first: Option<RowRef>,
-}
-
-impl Missing {
-    /// Looks for `row` in `cache`.
-    pub fn look(&mut self, cache: &Reader, row: &Row) -> Result<()> {
-        if cache.find(&row.source.digest)?.is_none() {
-            self.count += 1;
-            self.first.get_or_insert_with(|| row.source.clone());
-        }
-        Ok(())
-    }
-
-    /// Refuses to go on without them.
-    pub fn refuse(self) -> Result<()> {
-        match self.first {
-            None => Ok(()),
-            Some(row) if self.count == 1 => Err(not_cached(&row)),
-            Some(row) => Err(not_cached(&row).context(format!("{} rows are not cached, the first", self.count))),
-        }
-    }
-}
-
 /// Refuses a model with fewer rows than its tokenizer has ids: what lies beyond the shorter vocabulary of two models is
 /// then proven to be padding.
 pub fn covers(model: &ModelConfig, tokenizer: &TextTokenizer, whose: &str) -> Result<()> {
@@ -389,16 +307,16 @@ impl Plan {
         let progress = screen.progress("tokenising", Some(corpora.train.len() as u64));
         // A row that a cache does not have is better found now than in the middle of the run.
         let limit = limit.filter(|_| models.cache.is_none());
-        let mut missing = Missing::default();
+        let mut rows_of_cache = Lookup::default();
         if let Some(cache) = &models.cache {
-            cache_fits(cache, &config, &encoder, &devices)?;
-            held_out.iter().flat_map(|held_out| &held_out.rows).try_for_each(|row| missing.look(cache, row))?;
+            cache_fits(cache, &config, &models.student, &encoder, &devices)?;
+            held_out.iter().flat_map(|held_out| &held_out.rows).try_for_each(|row| rows_of_cache.look(cache, row))?;
         }
-        let watch = |_, _, row: &Row| models.cache.as_ref().map_or(Ok(()), |cache| missing.look(cache, row));
+        let watch = |_, _, row: &Row| models.cache.as_ref().map_or(Ok(()), |cache| rows_of_cache.look(cache, row));
         let scan = scan(&corpora.train, &encoder, limit, watch, |done| progress.set(done, "rows"))
             .map_err(|e| e.context("data.train"))?;
         progress.finish();
-        missing.refuse()?;
+        let cached_rows = rows_of_cache.finish()?;
         let count = |epochs| {
             let order = LoadOrder { seed: config.seed, shuffle: config.data.shuffle, epochs: Some(epochs) };
             scan.count_steps(order, config.train.batch_size, config.data.packing, config.data.max_length)
@@ -418,6 +336,7 @@ impl Plan {
             devices,
             teacher: models.teacher,
             cache: models.cache,
+            cached_rows,
             student: models.student,
             encoder,
             train: corpora.train,

@@ -266,7 +266,7 @@ impl Encoder {
         if !targets.contains(&true) {
             return EncodedRow { row: None, truncated };
         }
-        let source = RowRef { digest: digest(&ids, &targets), file: place.file.clone(), line: place.line };
+        let source = RowRef { digest: row_digest(&ids, &targets), file: place.file.clone(), line: place.line };
         ids.shrink_to_fit();
         targets.shrink_to_fit();
         EncodedRow { row: Some(Row { tokens: ids, targets, source }), truncated }
@@ -274,7 +274,7 @@ impl Encoder {
 }
 
 /// SHA-256 over the ids, four little-endian bytes each, then the mask, one byte (0 or 1) each.
-fn digest(ids: &[u32], targets: &[bool]) -> [u8; 32] {
+pub fn row_digest(ids: &[u32], targets: &[bool]) -> [u8; 32] {
     let mut bytes = Vec::with_capacity(5 * ids.len());
     ids.iter().for_each(|id| bytes.extend(id.to_le_bytes()));
     bytes.extend(targets.iter().map(|&t| t as u8));

@@ -27,7 +27,7 @@ mod tests;
 
 pub use batch::{Batch, Row, RowRef};
 pub use chat::{ChatTemplate, SpecialTokens};
-pub use encode::{EncodeError, Encoded, EncodedRow, Encoder, LossOn, TemplateChoice};
+pub use encode::{EncodeError, Encoded, EncodedRow, Encoder, LossOn, TemplateChoice, row_digest};
 pub use index::{CorpusFile, CorpusIndex, OnBadRecord, Place, Rejected, Rejections};
 pub use jsonl::{LONGEST_LINE, Message, Record};
 pub use loader::{LoadOrder, Loader, LoaderState, Step};

@@ -28,7 +28,10 @@ pub struct EvalReport {
     /// With "top_k" alone: the mean KL of the k tokens and one bucket of all others, which is at most `kl_mean`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bucket_kl_mean: Option<f64>,
-    /// Standard error of the mean, clustered by row.
+    /// Standard error of `bucket_kl_mean`, as `kl_stderr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket_kl_stderr: Option<f64>,
+    /// Standard error of `kl_mean`, clustered by row.
     pub kl_stderr: Option<f64>,
     pub kl_median: Option<f64>,
     pub kl_p90: Option<f64>,
@@ -101,6 +104,7 @@ impl EvalReport {
         let student_perplexity = mean(&|t| t.nll).exp();
         let teacher_perplexity = compared(&|c| c.teacher_nll).map(f64::exp);
         let mean_kl = compared(&|c| c.kl);
+        let stderr = mean_kl.and_then(|mean| clustered_error(&row_sums, mean));
         let ratio = |sums: &RowSums| ((sums.nll - sums.teacher_nll) / sums.targets).exp();
         Ok(Self {
             rows: rows.len(),
@@ -108,7 +112,8 @@ impl EvalReport {
             signal,
             kl_mean: mean_kl.filter(|_| !bucket),
             bucket_kl_mean: mean_kl.filter(|_| bucket),
-            kl_stderr: mean_kl.and_then(|mean| clustered_error(&row_sums, mean)),
+            kl_stderr: stderr.filter(|_| !bucket),
+            bucket_kl_stderr: stderr.filter(|_| bucket),
             kl_median: percentile(0.5),
             kl_p90: percentile(0.9),
             kl_p99: percentile(0.99),
@@ -200,7 +205,9 @@ mod tests {
         assert_eq!((sampled.kl_mean, sampled.bucket_kl_mean, sampled.score()), (Some(2.0), None, 2.0));
         for report in [top_k, sampled] {
             let percentiles = [report.kl_median, report.kl_p90, report.kl_p99, report.kl_max];
-            assert!(percentiles.iter().all(Option::is_none) && report.kl_stderr.is_some());
+            assert!(percentiles.iter().all(Option::is_none));
+            assert_eq!(report.kl_stderr.is_some(), report.signal == Some("sampled"));
+            assert_eq!(report.bucket_kl_stderr.is_some(), report.signal == Some("top_k"));
         }
     }
 

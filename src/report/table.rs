@@ -32,7 +32,7 @@ type Figure = fn(&EvalReport) -> Option<f64>;
 const ROWS: [(&str, Format, Figure); 17] = [
     ("KL(teacher‖student), nats", Format::Nats, |r| r.kl_mean),
     ("KL of the stored tokens, nats", Format::Nats, |r| r.bucket_kl_mean),
-    ("  standard error", Format::Nats, |r| r.kl_stderr),
+    ("  standard error", Format::Nats, |r| r.kl_stderr.or(r.bucket_kl_stderr)),
     ("  median", Format::Nats, |r| r.kl_median),
     ("  90th percentile", Format::Nats, |r| r.kl_p90),
     ("  99th percentile", Format::Nats, |r| r.kl_p99),

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::Teacher;
 use super::cached::together;
-use crate::cache::{BlockRow, Codec, EncodedRow, Entry, Header, Part, Record, Writer, encode_batch};
+use crate::cache::{BlockRow, Codec, EncodedRow, Entry, Header, Record, Writer, encode_batch};
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
 use crate::signal::{Capabilities, Needs, TeacherSignal};
@@ -27,16 +27,18 @@ struct Store {
 impl<'a> WriteThrough<'a> {
     /// Asks `inner` for rows that `writer`'s cache does not have yet.
     pub fn new(inner: &'a dyn Teacher, writer: Writer) -> Self {
-        let known = writer.entries().iter().map(|entry| (entry.digest, *entry)).collect();
+        let mut known = HashMap::new();
+        for entry in writer.entries() {
+            known.entry(entry.digest).or_insert(*entry);
+        }
         Self { inner, header: writer.header().clone(), store: Mutex::new(Store { writer, known }) }
     }
 
     /// Makes what there is a complete cache of rows of the corpus with the digest `corpus`, which other runs can read.
     pub fn finish(self, corpus: String) -> Result<()> {
         let Ok(Store { mut writer, .. }) = self.store.into_inner() else { return Ok(()) };
-        let targets = writer.entries().iter().map(|entry| entry.targets as u64).sum();
-        let (rows, blocks) = (writer.entries().len() as u64, writer.next_block());
-        writer.set_parts(vec![Part { corpus, rows, targets, blocks }])?;
+        let parts = writer.parts_that_are_there(&corpus)?;
+        writer.set_parts(parts)?;
         writer.finish()
     }
 
@@ -58,7 +60,8 @@ impl<'a> WriteThrough<'a> {
         let block: Vec<BlockRow> =
             encoded.collect::<std::io::Result<_>>().map_err(|e| Error::run(format!("cannot compress a row: {e}")))?;
         let before = store.writer.entries().len();
-        store.writer.append(&block)?;
+        // A power cut costs asking again.
+        store.writer.append_unsynced(&block)?;
         store.known.extend(store.writer.entries()[before..].iter().map(|entry| (entry.digest, *entry)));
         Ok(())
     }

@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 use crate::cache::{Codec, Header, TeacherId, Values, Writer};
 use crate::checkpoint::layout;
 use crate::commands::fingerprints::teacher_files;
-use crate::config::plan::{Plan, data_id};
+use crate::config::cached::{data_id, fits_gpu};
+use crate::config::plan::Plan;
 use crate::config::{CacheCodec, CacheConfig, CacheValues, TeacherConfig, Word};
 use crate::error::{Error, Result};
 use crate::metrics::Screen;
@@ -25,7 +26,8 @@ const FOLDER: &str = "cache";
 pub fn header(plan: &Plan, teacher: &LocalTeacher, screen: &Screen) -> Result<Header> {
     let config = &plan.config;
     let cache = config.cache.clone().unwrap_or_default();
-    let vocab = teacher.vocab_size();
+    // A longer teacher's row is cut to the student's, as the loss of a live one does it.
+    let vocab = teacher.vocab_size().min(plan.student.vocab_size);
     let temperature = config.loss.temperature;
     let live = config.teacher.as_ref().ok_or_else(|| Error::run("a cache without a teacher"))?;
     Ok(Header::new(
@@ -92,8 +94,14 @@ fn of_file(path: &PathBuf) -> Result<[u8; 32]> {
 
 /// `teacher`, whose word goes into the cache of the run's folder.
 pub fn write_through<'a>(plan: &Plan, teacher: &'a LocalTeacher, screen: &Screen) -> Result<WriteThrough<'a>> {
-    let dir = plan.config.output.dir.join(FOLDER);
+    let dir = folder(plan);
     let header = header(plan, teacher, screen)?;
+    fits_gpu(header.codec, &plan.devices)?;
     let writer = if layout::is_fresh(&dir)? { Writer::create(&dir, header)? } else { Writer::resume(&dir, &header)? };
     Ok(WriteThrough::new(teacher, writer))
+}
+
+/// Where a run that writes through keeps its cache.
+pub fn folder(plan: &Plan) -> PathBuf {
+    plan.config.output.dir.join(FOLDER)
 }

@@ -11,7 +11,7 @@ use super::header::header;
 use super::rows::{Rows, corpus_digest};
 use super::summary;
 use crate::cache::{
-    BYTES_BESIDES_FRAME, BlockRow, EncodedRow, Header, Part, ROWS_PER_BLOCK, Reader, Shard, Writer, encode_batch,
+    BYTES_BESIDES_FRAME, BlockRow, EncodedRow, Entry, Header, Part, ROWS_PER_BLOCK, Reader, Shard, Writer, encode_batch,
 };
 use crate::checkpoint::layout;
 use crate::cli::{CacheArgs, ShardChoice};
@@ -67,7 +67,7 @@ pub fn run(args: &CacheArgs) -> Result<Outcome> {
         true => start(&plan, wanted, corpus, &dir, &screen)?,
         false => go_on(&plan, &wanted, corpus, &dir, &screen)?,
     };
-    let todo = Blocks::of(&writer);
+    let todo = Blocks::of(&writer, &rows);
     let blocks = todo.range.clone();
     let total: usize = blocks.clone().map(|block| todo.rows(block, &rows).count()).sum();
     screen.line(&format!(
@@ -125,7 +125,7 @@ fn start(
     Ok((Writer::create(dir, wanted)?, rows))
 }
 
-/// What is missing of the cache in `dir`: blocks of its last part or, where it is whole, rows that it does not have.
+/// What is missing of the cache in `dir`: blocks of its last part, or rows that no part has.
 fn go_on(
     plan: &Plan,
     wanted: &Header,
@@ -134,29 +134,46 @@ fn go_on(
     screen: &Screen,
 ) -> Result<(Writer, Rows)> {
     let mut writer = Writer::resume(dir, wanted)?;
-    let digests = |entries: &[crate::cache::Entry]| entries.iter().map(|entry| entry.digest).collect();
-    if !writer.is_whole() || wanted.shard.is_some() {
-        let parts = &writer.header().parts;
-        if parts.last().is_none_or(|part| part.corpus != corpus) {
-            return Err(Error::input(format!(
-                "{} was begun with other data: finish it with that, or take another --output",
-                dir.display()
-            )));
+    let digests = |entries: &[Entry]| entries.iter().map(|entry| entry.digest).collect();
+    let saved = writer.header().parts.clone();
+    let mut parts = writer.parts_that_are_there(&corpus)?;
+    let is_whole = parts == saved;
+    // The part that was under way is the first one that is not as the header has it.
+    let begun = parts.iter().zip(&saved).take_while(|(there, saved)| there == saved).count();
+    if let Some(last) = saved.get(begun).filter(|last| wanted.shard.is_some() || last.corpus == corpus) {
+        let before = saved[..begun].iter().map(|part| part.rows as usize).sum();
+        let rows = Rows::find(plan, digests(writer.entries().get(..before).unwrap_or_default()), screen)?;
+        if part(corpus.clone(), &rows) == *last {
+            return Ok((writer, rows));
         }
-        let before = parts[..parts.len() - 1].iter().map(|part| part.rows as usize).sum::<usize>();
-        let rows = Rows::find(plan, digests(&writer.entries()[..before.min(writer.entries().len())]), screen)?;
-        if part(corpus, &rows) != parts[parts.len() - 1] {
-            return Err(Error::input(format!("{} says of other rows than this config gives", dir.display())));
+        if wanted.shard.is_some() {
+            return Err(other_data(dir));
         }
-        return Ok((writer, rows));
     }
+    // Whatever is there stays, and what these data have besides is a part of its own.
     let rows = Rows::find(plan, digests(writer.entries()), screen)?;
+    if !is_whole && !parts.is_empty() {
+        screen.line(&format!(
+            "{:<11}begun with other data: its {} rows stay",
+            "cache",
+            Count(writer.entries().len() as u64)
+        ));
+    }
     if rows.len() > 0 {
-        let mut parts = writer.header().parts.clone();
+        if wanted.shard.is_some() {
+            return Err(other_data(dir));
+        }
         parts.push(part(corpus, &rows));
+    }
+    if parts != saved {
         writer.set_parts(parts)?;
     }
     Ok((writer, rows))
+}
+
+fn other_data(dir: &std::path::Path) -> Error {
+    let dir = dir.display();
+    Error::input(format!("{dir} is a shard of other data: finish it with that, or take another --output"))
 }
 
 fn part(corpus: String, rows: &Rows) -> Part {
@@ -166,24 +183,25 @@ fn part(corpus: String, rows: &Rows) -> Part {
 
 /// The blocks that a writer still has to get.
 struct Blocks {
-    /// The first block of the last part.
+    /// The first block of the rows.
     start: u64,
     range: Range<u64>,
 }
 
 impl Blocks {
-    fn of(writer: &Writer) -> Self {
+    /// `rows` are the last part's, or none.
+    fn of(writer: &Writer, rows: &Rows) -> Self {
         let header = writer.header();
         let all = header.blocks();
-        let start = all - header.parts.last().map_or(0, |part| part.blocks);
+        let start = all.saturating_sub((rows.len() as u64).div_ceil(ROWS_PER_BLOCK));
         let end = header.shard.map_or(all, |shard| shard.of(all).end);
         Self { start, range: writer.next_block()..end }
     }
 
     /// The rows of block `number`, by their places in `rows`.
     fn rows(&self, number: u64, rows: &Rows) -> Range<usize> {
-        let bound = |block: u64| ((block * ROWS_PER_BLOCK) as usize).min(rows.len());
-        bound(number - self.start)..bound(number - self.start + 1)
+        let bound = |block: u64| ((block.saturating_sub(self.start) * ROWS_PER_BLOCK) as usize).min(rows.len());
+        bound(number)..bound(number + 1)
     }
 }
 
@@ -214,6 +232,8 @@ fn ask(teacher: &LocalTeacher, header: &Header, rows: &[Row]) -> Result<Vec<Bloc
 /// The plan, and what the first block says of size and time.
 fn dry_run(plan: &Plan, teacher: &LocalTeacher, header: Header, screen: &Screen) -> Result<Outcome> {
     let rows = Rows::find(plan, HashSet::new(), screen)?;
+    let blocks = (rows.len() as u64).div_ceil(ROWS_PER_BLOCK);
+    let share = header.shard.map_or(1.0, |shard| shard.of(blocks).count() as f64 / blocks.max(1) as f64);
     let first = (0..rows.len().min(ROWS_PER_BLOCK as usize)).map(|i| rows.get(i, plan));
     let first = first.collect::<Result<Vec<Row>>>()?;
     let began = Instant::now();
@@ -223,15 +243,15 @@ fn dry_run(plan: &Plan, teacher: &LocalTeacher, header: Header, screen: &Screen)
     let targets: u64 = block.iter().map(|row| row.targets as u64).sum();
     let tokens: usize = first.iter().map(|row| row.tokens.len()).sum();
     let per_target = bytes as f64 / targets.max(1) as f64;
-    let time = took.mul_f64(rows.tokens as f64 / tokens.max(1) as f64);
+    let time = took.mul_f64(share * rows.tokens as f64 / tokens.max(1) as f64);
     let mut text = show_plan::lines(plan).into_iter().take(1).collect::<Vec<_>>().join("\n") + "\n";
     text += &format!("{:<11}{} ({}) at temperatures {:?}\n", "codec", header.codec, header.values, header.temperatures);
     text += &format!(
         "{:<11}{} rows, {} targets: ≈{} ({per_target:.1} bytes a target)\n",
         "size",
-        Count(rows.len() as u64),
-        Count(rows.targets),
-        Bytes((per_target * rows.targets as f64) as u64)
+        Count((share * rows.len() as f64) as u64),
+        Count((share * rows.targets as f64) as u64),
+        Bytes((share * per_target * rows.targets as f64) as u64)
     );
     let speed = Count((tokens as f64 / took.max(Duration::from_nanos(1)).as_secs_f64()) as u64);
     text += &format!("{:<11}≈{} at {speed} tokens/s, from the first {} rows\n", "time", Span(time), first.len());

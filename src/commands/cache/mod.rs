@@ -5,15 +5,16 @@ mod make;
 mod rows;
 mod stats;
 
-pub use header::write_through;
+pub use header::{folder, write_through};
 pub use rows::corpus_digest;
 
 use std::path::Path;
 
 use super::{Outcome, out};
 use crate::cache::{Header, Reader, merge};
+use crate::checkpoint::layout;
 use crate::cli::{CacheArgs, CacheCommand, MergeArgs};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::metrics::Screen;
 use crate::printable::printable;
 use crate::units::{Bytes, Count, Rounded};
@@ -27,6 +28,12 @@ pub fn run(args: &CacheArgs) -> Result<Outcome> {
 }
 
 fn run_merge(args: &MergeArgs) -> Result<Outcome> {
+    if !layout::is_fresh(&args.output)? {
+        return Err(Error::input(format!(
+            "{} is not empty: remove what is in it, or choose another --output",
+            args.output.display()
+        )));
+    }
     let screen = Screen::stderr();
     let progress = screen.progress("merging blocks", None);
     merge(&args.shards, &args.output, |done, total| {

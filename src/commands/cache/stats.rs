@@ -10,6 +10,7 @@ use super::summary;
 use crate::cache::{Codec, Header, Reader, Record, Targets, encode_batch};
 use crate::cli::StatsArgs;
 use crate::commands::{Outcome, build, out};
+use crate::config::cached::fits_student;
 use crate::config::plan::covers;
 use crate::config::{Dtype, TeacherConfig, TeacherKind, Word};
 use crate::corpus::{Batch, Row, RowRef, TextTokenizer};
@@ -130,6 +131,7 @@ fn costs(cache: &Reader, teacher: &Path, student: &Path, args: &StatsArgs, scree
     }
     let student = build::load_model(student, false, &devices.student.device, screen)?;
     covers(student.config(), &tokenizer, "student")?;
+    fits_student(cache, student.config())?;
     // Digests are in no order of ours: the first rows are a sample.
     let rows = (args.rows as u64).min(cache.len());
     let temperature = *header.temperatures.last().unwrap_or(&1.0);

@@ -77,6 +77,11 @@ kind = "pruned"
 from = "/m/other"
 layers = [0, 3]
 device = "cpu"
+[cache]
+codec = "sampled"
+draws = 7
+values = "f32"
+write_through = true
 [data]
 train = ["a.jsonl", "/b.jsonl"]
 eval = "e.jsonl"
@@ -187,6 +192,7 @@ fn the_schema_lists_exactly_the_keys_that_are_read() {
         format!("[teacher]\npath=\"t\"\n[student]\nkind=\"{kind}\n[data]\ntrain=\"d\"\n[output]\ndir=\"o\"\n[train]\nepochs=2")
     }).collect();
     texts.push(FULL.to_owned());
+    texts.push(format!("{LEAST}[cache]\n"));
     texts.push(LEAST.replace("path = \"teacher\"", "kind = \"gguf\"\npath = \"t.gguf\"\ntokenizer = \"t\""));
     for text in texts {
         written.extend(resume::flat(&load_text(&text, &[]).unwrap()).unwrap().into_keys());

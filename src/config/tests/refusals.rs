@@ -78,7 +78,6 @@ fn an_unknown_key_is_refused_at_every_level_with_a_suggestion() {
 #[test]
 fn what_is_not_built_yet_is_refused_and_what_is_there_is_named() {
     for set in [
-        "teacher.kind=cache",
         "teacher.kind=api",
         "student.kind=lora",
         "student.rank=8",
@@ -93,7 +92,6 @@ fn what_is_not_built_yet_is_refused_and_what_is_there_is_named() {
         "loss.beta=0.5",
         "loss.lambda=0.1",
         "loss.normalize=true",
-        "cache.k=64",
         "rollout.fraction=1",
     ] {
         let text = problem(LEAST, &[set]);
@@ -168,6 +166,33 @@ fn a_student_takes_the_keys_of_its_kind_only() {
         let text = problem(&text, &[]);
         assert!(text.contains(says), "{text}");
     }
+}
+
+#[test]
+fn a_cache_takes_the_keys_of_its_codec_and_a_cached_teacher_none_of_a_live_ones() {
+    let cache = |lines: &str| format!("{LEAST}[cache]\n{lines}");
+    for (lines, says) in [
+        ("draws = 3", "cache.draws = 3 is not used by cache.codec = \"top_k\": draws is for \"sampled\""),
+        ("codec = \"dense\"\nk = 3", "cache.k = 3 is not used by cache.codec = \"dense\": k is for \"top_k\""),
+        ("k = 0", "cache.k = 0: allowed: an integer ≥ 1"),
+        ("codec = \"sampled\"\ndraws = 65536", "cache.draws = 65536: allowed: an integer from 1 to 65535"),
+        ("values = \"f8\"", "cache.values = \"f8\""),
+        ("codec = \"topk\"", "did you mean \"top_k\"?"),
+    ] {
+        let text = problem(&cache(lines), &[]);
+        assert!(text.contains(says), "{text}");
+    }
+    for (set, says) in [
+        ("teacher.dtype=bf16", "teacher.dtype = \"bf16\" is not for teacher.kind = \"cache\""),
+        ("teacher.device=cpu", "teacher.device = \"cpu\" is not for teacher.kind = \"cache\""),
+        ("teacher.tokenizer=t", "teacher.tokenizer"),
+        ("cache.write_through=true", "cache.write_through = true wants a live teacher"),
+    ] {
+        let text = problem(LEAST, &["teacher.kind=cache", set]);
+        assert!(text.contains(says), "{text}");
+    }
+    let hard = ["loss.kind=cross_entropy", "data.eval=e.jsonl", "cache.write_through=true"];
+    assert!(problem(LEAST, &hard).contains("cache.write_through = true has no effect with loss.kind"));
 }
 
 #[test]

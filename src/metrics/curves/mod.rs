@@ -37,12 +37,13 @@ fn panels(metrics: &Path) -> Result<[Panel; 2]> {
     let unreadable = |cause| Error::run(format!("cannot read {}: {cause}", metrics.display()));
     let mut reader = BufReader::new(File::open(metrics).map_err(unreadable)?);
     let (mut loss, mut kl, mut perplexity) = (Series::default(), Series::default(), Series::default());
-    let mut bytes = vec![];
+    let (mut bytes, mut stored) = (vec![], false);
     while reader.read_until(b'\n', &mut bytes).map_err(unreadable)? > 0 {
         if let Ok(line) = serde_json::from_slice::<Line>(&bytes) {
             match line.event.as_str() {
                 "train" => loss.push(line.step, line.loss),
                 "eval" => {
+                    stored |= line.bucket_kl_mean.is_some();
                     kl.push(line.step, line.kl_mean.or(line.bucket_kl_mean));
                     perplexity.push(line.step, line.student_perplexity);
                 }
@@ -54,7 +55,8 @@ fn panels(metrics: &Path) -> Result<[Panel; 2]> {
     let held_out = if kl.is_empty() && !perplexity.is_empty() {
         Panel::marked("Held-out perplexity", "perplexity", perplexity)
     } else {
-        Panel::marked("Held-out KL divergence", "nats per token", kl)
+        let title = if stored { "Held-out KL of the stored tokens" } else { "Held-out KL divergence" };
+        Panel::marked(title, "nats per token", kl)
     };
     Ok([Panel::smoothed("Training loss", "loss", loss), held_out])
 }

@@ -186,7 +186,7 @@ impl Header {
         if targets.first() == Some(&true) {
             return Err("its first token is a target".into());
         }
-        if length % 8 > 0 && mask.last().is_some_and(|bits| bits >> (length % 8) != 0) {
+        if !length.is_multiple_of(8) && mask.last().is_some_and(|bits| bits >> (length % 8) != 0) {
             return Err("its mask is longer than its tokens".into());
         }
         let n = targets.iter().filter(|&&target| target).count();

@@ -269,6 +269,31 @@ fn stored_parts_of_a_teacher_train_and_evaluate_and_say_what_they_are() {
 }
 
 #[test]
+fn a_gpu_trains_on_what_was_stored_and_stores_what_the_cpu_does() {
+    if distill::device::for_tests().is_none() {
+        return;
+    }
+    for codec in ["codec = \"top_k\"\nk = 20", "codec = \"sampled\"\ndraws = 64", "codec = \"dense\""] {
+        let bench = bench(&format!("[cache]\nvalues = \"f32\"\n{codec}\n"));
+        cache(&bench, "cache", &[], 0);
+        train(&bench, "cpu", &FROM_CACHE, 0);
+        let from = |teacher: &str, run: &str| {
+            let path = format!("teacher.path={teacher}");
+            let args =
+                ["train", "--config", "run.toml", "--device", "cuda", "--set", "teacher.kind=cache", "--set", &path];
+            bench.expect(&[&args[..], &["--output", run]].concat(), 0);
+            losses(&bench, run)
+        };
+        bench.expect(&["cache", "--config", "run.toml", "--output", "gpu-cache", "--device", "cuda"], 0);
+        let (cpu, gpu, of_gpu) = (losses(&bench, "cpu"), from("cache", "gpu"), from("gpu-cache", "of-gpu"));
+        let near = |a: &[f64], b: &[f64]| a.len() == 12 && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4 * a.abs());
+        assert!(near(&cpu, &gpu), "{codec}: {cpu:?} {gpu:?}");
+        // A draw may fall to the neighbour where two sums differ in their last bits.
+        assert!(near(&cpu, &of_gpu) || codec.contains("sampled"), "{codec}: {cpu:?} {of_gpu:?}");
+    }
+}
+
+#[test]
 fn eight_shards_merged_are_the_cache_of_one_job() {
     let bench = bench("");
     cache(&bench, "whole", &[], 0);

@@ -12,7 +12,7 @@ use crate::device::DeviceChoice;
 /// Copy what a large language model knows into a small one.
 ///
 /// The exit code tells a script what happened: 0 done, 1 the run failed, 2 wrong usage, config or input, 3 a quality
-/// gate failed, 75 training was stopped early and `--resume` goes on.
+/// gate failed, 75 training or caching was stopped early and `--resume` goes on.
 #[derive(Debug, Parser)]
 #[command(name = "distill", version, arg_required_else_help = true)]
 pub struct Cli {

@@ -7,14 +7,15 @@ use std::time::Instant;
 
 use candle_core::Device;
 
+use crate::config::objective::divergence;
 use crate::config::plan::{Plan, model_folder};
-use crate::config::{Dtype, LossKind, Schedule, StudentSource, TeacherConfig, TeacherKind, Word};
+use crate::config::{Dtype, Schedule, StudentSource, TeacherConfig, TeacherKind, Word};
 use crate::corpus::{Batch, Row};
 use crate::device::{Devices, allow_tf32};
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate};
 use crate::kernels::Precision;
-use crate::loss::{ForwardKl, Objective};
+use crate::loss::Objective;
 use crate::metrics::Screen;
 use crate::model::{Decoder, Gguf, Keep, ModelConfig};
 use crate::student;
@@ -134,10 +135,10 @@ pub fn student(plan: &Plan, teacher: Option<&AnyTeacher>, screen: &Screen) -> Re
 /// What the config's loss minimises.
 pub fn objective(plan: &Plan) -> Objective {
     let loss = &plan.config.loss;
-    match loss.kind {
-        LossKind::CrossEntropy => Objective::cross_entropy(),
-        LossKind::ForwardKl => Objective::distillation(
-            Box::new(ForwardKl),
+    match divergence(loss) {
+        None => Objective::cross_entropy(),
+        Some(divergence) => Objective::distillation(
+            divergence,
             loss.temperature,
             loss.hard_label_weight,
             loss.scale_by_temperature_squared,

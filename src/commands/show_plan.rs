@@ -77,13 +77,22 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         "loss",
         match loss.kind {
             LossKind::CrossEntropy => "cross_entropy".into(),
-            kind => format!(
-                "{} at T = {}{}, hard_label_weight = {}",
-                kind.word(),
-                loss.temperature,
-                if loss.scale_by_temperature_squared && loss.temperature != 1.0 { " (× T²)" } else { "" },
-                loss.hard_label_weight
-            ),
+            kind => {
+                let scale = if kind == LossKind::Tvd { " (× T)" } else { " (× T²)" };
+                let mixture = match (loss.beta, loss.lambda) {
+                    (Some(beta), _) if loss.normalize == Some(true) => format!(" with beta = {beta}, normalised,"),
+                    (Some(beta), _) => format!(" with beta = {beta}"),
+                    (None, Some(lambda)) => format!(" with lambda = {lambda}"),
+                    (None, None) => String::new(),
+                };
+                format!(
+                    "{}{mixture} at T = {}{}, hard_label_weight = {}",
+                    kind.word(),
+                    loss.temperature,
+                    if loss.scale_by_temperature_squared && loss.temperature != 1.0 { scale } else { "" },
+                    loss.hard_label_weight
+                )
+            }
         },
     );
     let train = &config.train;

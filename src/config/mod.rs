@@ -4,6 +4,7 @@
 
 pub mod cached;
 mod memory;
+pub mod objective;
 pub mod plan;
 mod problem;
 mod raw;

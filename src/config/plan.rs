@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use super::cached::{Lookup, cache_fits};
 use super::memory::{Memory, estimate};
+use super::objective::can_be_computed;
 use super::tokenizer::students_tokenizer;
 use super::types::*;
-use crate::cache::Reader;
+use crate::cache::{Codec, Reader};
 use crate::corpus::{
     CorpusIndex, Encoder, LoadOrder, Loader, OverlapFinder, Rejections, Row, Scan, TemplateChoice, TextTokenizer, scan,
 };
@@ -305,6 +306,14 @@ impl Plan {
             .map_err(|e| e.context("data.eval"))?;
         let limit = matches!(config.train.length(), Length::Steps(_)).then_some(SAMPLE_BYTES);
         let progress = screen.progress("tokenising", Some(corpora.train.len() as u64));
+        let written = config.cache.as_ref().filter(|cache| cache.write_through);
+        // Only which codec it is matters here.
+        let written = written.map(|cache| match cache.codec {
+            CacheCodec::TopK => Codec::TopK { k: 1 },
+            CacheCodec::Sampled => Codec::Sampled { draws: 1, temperature: 1.0, seed: 0 },
+            CacheCodec::Dense => Codec::Dense,
+        });
+        can_be_computed(&config.loss, written.as_ref(), &devices)?;
         // A row that a cache does not have is better found now than in the middle of the run.
         let limit = limit.filter(|_| models.cache.is_none());
         let mut rows_of_cache = Lookup::default();

@@ -26,6 +26,8 @@ pub enum Numbers {
     Decay,
     /// [0.001, 1000]: 1 / T and T² stay far from what f32 cannot hold.
     Temperature,
+    /// [0.01, 0.99]: a mixture of which both parts count.
+    Mixture,
     /// [1e-30, 1]: not lost in f32.
     Epsilon,
 }
@@ -39,6 +41,7 @@ impl Numbers {
                 Self::Fraction => (0.0..=1.0).contains(&x),
                 Self::Decay => (0.0..1.0).contains(&x),
                 Self::Temperature => (1e-3..=1e3).contains(&x),
+                Self::Mixture => (0.01..=0.99).contains(&x),
                 Self::Epsilon => (1e-30..=1.0).contains(&x),
             }
     }
@@ -50,6 +53,7 @@ impl Numbers {
             Self::Fraction => "a number from 0 to 1",
             Self::Decay => "a number ≥ 0 and < 1",
             Self::Temperature => "a finite number > 0, from 0.001 to 1000",
+            Self::Mixture => "a number from 0.01 to 0.99",
             Self::Epsilon => "a finite number > 0, from 1e-30 to 1",
         }
     }

@@ -244,26 +244,31 @@ fn data(r: &mut Reader<'_>) -> Option<DataConfig> {
 }
 
 fn loss(r: &mut Reader<'_>) -> LossConfig {
-    const LATER: [&str; 5] = ["reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"];
     let before = r.has("loss.kind");
-    let kind = r.choice("loss.kind", LossKind::ForwardKl, LossKind::ALL, &LATER);
+    let kind = r.choice("loss.kind", LossKind::ForwardKl, LossKind::ALL, &[]);
+    let (jsd, skewed) = (kind == LossKind::Jsd, matches!(kind, LossKind::SkewKl | LossKind::SkewReverseKl));
+    for (key, used, owners) in [
+        ("loss.beta", jsd, "\"jsd\""),
+        ("loss.normalize", jsd, "\"jsd\""),
+        ("loss.lambda", skewed, "\"skew_kl\" and \"skew_reverse_kl\""),
+    ] {
+        if r.has(key) && !used {
+            r.refuse(key, format!("is not used by loss.kind = {:?}, but by {owners}", kind.word()));
+        }
+    }
+    let beta = r.float("loss.beta", LossConfig::BETA, Numbers::Mixture);
+    let lambda = r.float("loss.lambda", LossConfig::LAMBDA, Numbers::Mixture);
+    let normalize = r.flag("loss.normalize", false);
     let loss = LossConfig {
         kind,
         temperature: r.float("loss.temperature", 1.0, Numbers::Temperature),
         hard_label_weight: r.float("loss.hard_label_weight", 0.0, Numbers::Fraction),
         scale_by_temperature_squared: r.flag("loss.scale_by_temperature_squared", true),
+        beta: jsd.then_some(beta),
+        lambda: skewed.then_some(lambda),
+        normalize: jsd.then_some(normalize),
     };
     match kind {
-        LossKind::ForwardKl if r.section("teacher").is_none() => {
-            let wants =
-                "needs a [teacher]: add one, or set loss.kind = \"cross_entropy\" to train on hard labels alone";
-            if !before {
-                r.problems.add(Place::Nowhere, format!("loss.kind = \"forward_kl\" (the default) {wants}"));
-            } else if r.text("loss.kind") == Some(kind.word()) {
-                r.refuse("loss.kind", wants);
-            }
-        }
-        LossKind::ForwardKl => {}
         LossKind::CrossEntropy => {
             for (key, changed) in [
                 ("loss.temperature", loss.temperature != 1.0),
@@ -275,6 +280,16 @@ fn loss(r: &mut Reader<'_>) -> LossConfig {
                 }
             }
         }
+        _ if r.section("teacher").is_none() => {
+            let wants =
+                "needs a [teacher]: add one, or set loss.kind = \"cross_entropy\" to train on hard labels alone";
+            if !before {
+                r.problems.add(Place::Nowhere, format!("loss.kind = \"forward_kl\" (the default) {wants}"));
+            } else if r.text("loss.kind") == Some(kind.word()) {
+                r.refuse("loss.kind", wants);
+            }
+        }
+        _ => {}
     }
     loss
 }

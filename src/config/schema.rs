@@ -29,8 +29,16 @@ pub const SECTIONS: &[Section] = &[
     },
     Section {
         name: "loss",
-        keys: &["kind", "temperature", "hard_label_weight", "scale_by_temperature_squared"],
-        later: &["tail", "beta", "lambda", "normalize"],
+        keys: &[
+            "kind",
+            "temperature",
+            "hard_label_weight",
+            "scale_by_temperature_squared",
+            "beta",
+            "lambda",
+            "normalize",
+        ],
+        later: &["tail"],
     },
     Section {
         name: "train",

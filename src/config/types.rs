@@ -91,7 +91,15 @@ words! {
 }
 words! {
     /// What is minimised; LOSSES.md has the formulas.
-    LossKind { ForwardKl = "forward_kl", CrossEntropy = "cross_entropy" }
+    LossKind {
+        ForwardKl = "forward_kl",
+        ReverseKl = "reverse_kl",
+        Jsd = "jsd",
+        SkewKl = "skew_kl",
+        SkewReverseKl = "skew_reverse_kl",
+        Tvd = "tvd",
+        CrossEntropy = "cross_entropy",
+    }
 }
 words! {
     /// How the learning rate moves after the warm-up.
@@ -230,8 +238,22 @@ pub struct LossConfig {
     pub kind: LossKind,
     pub temperature: f64,
     pub hard_label_weight: f64,
-    /// `false` drops the T².
+    /// `false` drops the T² (of tvd, the T).
     pub scale_by_temperature_squared: bool,
+    /// Of jsd: the teacher's share in the mixture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta: Option<f64>,
+    /// Of the skewed divergences: how much of one's own side is mixed into the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lambda: Option<f64>,
+    /// Of jsd: divide by β (1 − β).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalize: Option<bool>,
+}
+
+impl LossConfig {
+    pub const BETA: f64 = 0.5;
+    pub const LAMBDA: f64 = 0.1;
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -29,6 +29,29 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { y * scale }
 }
 
+/// log(1 + x) for x > −1, to about 1e-7 of the larger of its value and x; −∞ at −1.
+/// The exponent and a polynomial, in a form that compilers vectorise.
+#[inline(always)]
+pub fn ln_1p(x: f32) -> f32 {
+    let y = 1.0 + x;
+    // What rounding 1 + x lost, relative to it.
+    let lost = (x - (y - 1.0)) / y;
+    // y = m · 2^n with m in [√½, √2).
+    let bits = y.to_bits().wrapping_sub(0x3f35_04f3);
+    let n = ((bits as i32) >> 23) as f32;
+    let m = f32::from_bits((bits & 0x007f_ffff).wrapping_add(0x3f35_04f3)) - 1.0;
+    // log(1 + m) = 2 artanh(s), s = m / (2 + m): |s| < 0.172.
+    let s = m / (2.0 + m);
+    let z = s * s;
+    let p = 2.0 / 9.0;
+    let p = p * z + 2.0 / 7.0;
+    let p = p * z + 2.0 / 5.0;
+    let p = p * z + 2.0 / 3.0;
+    let log_m = 2.0 * s + s * z * p;
+    let value = n * 0.693_145_75 + (n * 1.428_606_8e-6 + log_m + lost);
+    if y <= 0.0 { f32::NEG_INFINITY } else { value }
+}
+
 /// Σ f of the rows' elements side by side: each lane sums in f32, lanes and blocks in f64. Rows are of one length. f is
 /// plain arithmetic: it is also called on zeros beyond the end, and what it gives there does not count.
 #[inline(always)]
@@ -149,6 +172,21 @@ pub fn exp_in_place(row: &mut [f32], scale: f32) -> (f32, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ln_1p_is_accurate_from_minus_one_to_large_values() {
+        let close = |x: f32| {
+            let (got, want) = (ln_1p(x) as f64, (x as f64).ln_1p());
+            assert!((got - want).abs() <= 2.5e-7 * want.abs().max(1e-30) + 1e-12, "ln_1p({x}) = {got} not {want}");
+        };
+        for i in 1..20_000 {
+            close(-1.0 + i as f32 / 20_000.0);
+            close(i as f32 / 100.0);
+            close((i as f32 / 20_000.0).powi(6));
+            close(-(i as f32 / 20_001.0).powi(6));
+        }
+        assert_eq!((ln_1p(-1.0), ln_1p(0.0)), (f32::NEG_INFINITY, 0.0));
+    }
 
     #[test]
     fn exp_is_accurate_and_zero_at_minus_infinity() {

@@ -7,15 +7,25 @@
 mod cross_entropy;
 mod driver;
 mod forward_kl;
+mod jsd;
 mod objective;
 mod on_gpu;
 #[cfg(test)]
 mod on_gpu_tests;
+mod reverse_kl;
 mod row;
+mod skew_kl;
+mod terms;
+mod tvd;
 
 pub use cross_entropy::cross_entropy_row;
 pub use driver::{ChunkedLogits, StudentHead};
 pub use forward_kl::ForwardKl;
+pub use jsd::Jsd;
 pub use objective::{Objective, Output, Sums};
 pub(crate) use objective::{checked_sampled, checked_teacher_row, checked_top_k};
+pub use reverse_kl::ReverseKl;
 pub use row::{Divergence, LogitRow};
+pub use skew_kl::{SkewKl, SkewReverseKl};
+pub use terms::{Term, Terms};
+pub use tvd::Tvd;

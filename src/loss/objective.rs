@@ -52,10 +52,11 @@ impl Objective {
         hard_label_weight: f64,
         scale_by_temperature_squared: bool,
     ) -> Self {
+        let power = if scale_by_temperature_squared { divergence.temperature_power() } else { 0 };
         Self {
             divergence: Some(divergence),
             temperature,
-            divergence_scale: if scale_by_temperature_squared { temperature * temperature } else { 1.0 },
+            divergence_scale: temperature.powi(power),
             hard_label_weight,
             logits: ChunkedLogits::default(),
         }

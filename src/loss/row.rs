@@ -50,6 +50,21 @@ pub trait Divergence: Send + Sync {
     /// Whether it is defined on the whole distribution alone, not on a stored part of it.
     fn needs_full_distribution(&self) -> bool;
 
+    /// Whether draws from p give an unbiased estimate of it.
+    fn takes_draws(&self) -> bool {
+        true
+    }
+
+    /// The power of T by which it is multiplied so that the size of its gradient does not change with T (Hinton et al. 2015).
+    fn temperature_power(&self) -> i32 {
+        2
+    }
+
+    /// Whether [`Self::rows_on_gpu`] has a kernel.
+    fn on_gpus(&self) -> bool {
+        true
+    }
+
     /// Returns D(p, q). With `gradient = (g, scale)` it also adds scale · ∂D/∂z to g, z the student's logits
     /// (not divided by T).
     fn row(&self, teacher: LogitRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64;

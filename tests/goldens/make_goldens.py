@@ -358,6 +358,45 @@ def forward_kl(p_logits, q_logits, t):
     return torch.where(inside, p.exp() * (torch.where(inside, p, 0.0) - q), 0.0).sum(-1)
 
 
+def mean_log(a, b):
+    """Sum of a * b where a is not 0."""
+    return torch.where(a > 0, a * torch.where(a > 0, b, 0.0), 0.0).sum(-1)
+
+
+def probabilities(p_logits, q_logits, t):
+    return F.softmax(p_logits / t, -1), F.softmax(q_logits / t, -1)
+
+
+def reverse_kl(p_logits, q_logits, t):
+    """KL(q || p) over the teacher's support, q renormalised there."""
+    inside = torch.isfinite(p_logits)
+    q_logits = torch.where(inside, q_logits, float("-inf"))
+    p, q = F.log_softmax(p_logits / t, -1), F.log_softmax(q_logits / t, -1)
+    q_of = torch.where(inside, q, 0.0)
+    return torch.where(inside, q_of.exp() * (q_of - torch.where(inside, p, 0.0)), 0.0).sum(-1)
+
+
+def jsd(p_logits, q_logits, t, beta):
+    p, q = probabilities(p_logits, q_logits, t)
+    m = beta * p + (1 - beta) * q
+    return beta * mean_log(p, p.log() - m.log()) + (1 - beta) * mean_log(q, q.log() - m.log())
+
+
+def skew_kl(p_logits, q_logits, t, weight):
+    p, q = probabilities(p_logits, q_logits, t)
+    return mean_log(p, p.log() - (weight * p + (1 - weight) * q).log())
+
+
+def skew_reverse_kl(p_logits, q_logits, t, weight):
+    p, q = probabilities(p_logits, q_logits, t)
+    return mean_log(q, q.log() - ((1 - weight) * p + weight * q).log())
+
+
+def tvd(p_logits, q_logits, t):
+    p, q = probabilities(p_logits, q_logits, t)
+    return (p - q).abs().sum(-1) / 2
+
+
 def make_losses():
     n, v = 7, 61
     g = generator("losses")
@@ -370,24 +409,34 @@ def make_losses():
     tensors = {"teacher": teacher, "student": student, "labels": labels}
     sums = {}
 
-    def expect(name, loss, analytic):
+    def expect(name, loss, analytic=None):
         z = student.double().requires_grad_(True)
         values = loss(z)
         values.sum().backward()
-        assert (z.grad - analytic(z.detach())).abs().max() < 1e-12
+        assert torch.isfinite(z.grad).all()
+        assert analytic is None or (z.grad - analytic(z.detach())).abs().max() < 1e-12
         tensors[f"{name}.values"], tensors[f"{name}.gradient"] = values.detach(), z.grad
         sums[name] = values.sum().item()
 
     for t in (1.0, 2.0, 4.0):
         expect(f"forward_kl_t{t:g}", lambda z: forward_kl(teacher.double(), z, t),
                lambda z: (F.softmax(z / t, -1) - F.softmax(teacher.double() / t, -1)) / t)
+    y = teacher.double()
+    for t in (1.0, 2.0):
+        expect(f"reverse_kl_t{t:g}", lambda z: reverse_kl(y, z, t))
+        expect(f"tvd_t{t:g}", lambda z: tvd(y, z, t))
+        for beta in (0.1, 0.5, 0.9):
+            expect(f"jsd_{beta}_t{t:g}", lambda z: jsd(y, z, t, beta))
+        for weight in (0.1, 0.5):
+            expect(f"skew_kl_{weight}_t{t:g}", lambda z: skew_kl(y, z, t, weight))
+            expect(f"skew_reverse_kl_{weight}_t{t:g}", lambda z: skew_reverse_kl(y, z, t, weight))
     expect("cross_entropy", lambda z: F.cross_entropy(z, labels, reduction="none"),
            lambda z: F.softmax(z, -1) - F.one_hot(labels, v))
     save(tensors, HERE / "losses.safetensors")
     write_json(HERE / "losses.json", {
         "rows": n, "vocabulary": v,
         "inputs": "teacher, student [7, 61] f32; labels [7] i64; expectations in f64 from the f32 logits",
-        "values": "<name>.values [7] f64, nats per row; forward_kl_t<T> at temperature T without the factor T^2",
+        "values": "<name>.values [7] f64, nats per row; <divergence>[_<beta or lambda>]_t<T> at temperature T without the factor T^2 or T",
         "gradients": "<name>.gradient [7, 61] f64: of the sum of the values, with respect to the student's logits; not divided",
         "rows_with_negative_infinity": [2, 5], "row_with_p_equal_q": 3,
         "sums": sums})

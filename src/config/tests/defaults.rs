@@ -193,6 +193,7 @@ fn the_schema_lists_exactly_the_keys_that_are_read() {
     }).collect();
     texts.push(FULL.to_owned());
     texts.push(format!("{LEAST}[cache]\n"));
+    texts.extend(["jsd", "skew_kl"].map(|kind| format!("{LEAST}[loss]\nkind = \"{kind}\"\n")));
     texts.push(LEAST.replace("path = \"teacher\"", "kind = \"gguf\"\npath = \"t.gguf\"\ntokenizer = \"t\""));
     for text in texts {
         written.extend(resume::flat(&load_text(&text, &[]).unwrap()).unwrap().into_keys());

@@ -83,15 +83,7 @@ fn what_is_not_built_yet_is_refused_and_what_is_there_is_named() {
         "student.rank=8",
         "student.alpha=8",
         "student.targets=[]",
-        "loss.kind=reverse_kl",
-        "loss.kind=jsd",
-        "loss.kind=skew_kl",
-        "loss.kind=skew_reverse_kl",
-        "loss.kind=tvd",
         "loss.tail=bucket",
-        "loss.beta=0.5",
-        "loss.lambda=0.1",
-        "loss.normalize=true",
         "rollout.fraction=1",
     ] {
         let text = problem(LEAST, &[set]);
@@ -193,6 +185,27 @@ fn a_cache_takes_the_keys_of_its_codec_and_a_cached_teacher_none_of_a_live_ones(
     }
     let hard = ["loss.kind=cross_entropy", "data.eval=e.jsonl", "cache.write_through=true"];
     assert!(problem(LEAST, &hard).contains("cache.write_through = true has no effect with loss.kind"));
+}
+
+#[test]
+fn a_loss_takes_the_keys_of_its_kind_in_their_ranges() {
+    for (sets, says) in [
+        (&["loss.beta=0.5"][..], "loss.beta = 0.5 is not used by loss.kind = \"forward_kl\", but by \"jsd\""),
+        (&["loss.kind=skew_kl", "loss.normalize=true"], "loss.normalize = true is not used by loss.kind = \"skew_kl\""),
+        (&["loss.kind=jsd", "loss.lambda=0.1"], "loss.lambda = 0.1 is not used by loss.kind = \"jsd\""),
+        (&["loss.kind=jsd", "loss.beta=0"], "loss.beta = 0: allowed: a number from 0.01 to 0.99"),
+        (&["loss.kind=jsd", "loss.beta=1"], "loss.beta = 1: allowed: a number from 0.01 to 0.99"),
+        (&["loss.kind=skew_reverse_kl", "loss.lambda=1"], "loss.lambda = 1: allowed: a number from 0.01 to 0.99"),
+        (&["loss.kind=reverse-kl"], "did you mean \"reverse_kl\"?"),
+    ] {
+        let text = problem(LEAST, sets);
+        assert!(text.contains(says), "{text}");
+    }
+    let loss = |sets: &[&str]| load_text(LEAST, sets).unwrap().loss;
+    let jsd = loss(&["loss.kind=jsd"]);
+    assert_eq!((jsd.beta, jsd.normalize, jsd.lambda), (Some(0.5), Some(false), None));
+    assert_eq!(loss(&["loss.kind=skew_kl"]).lambda, Some(0.1));
+    assert_eq!(loss(&["loss.kind=tvd"]).lambda, None);
 }
 
 #[test]

@@ -1,0 +1,51 @@
+//! The divergence that a config's loss names, and whether the run's teacher and devices can give what it needs.
+
+use super::types::*;
+use crate::cache::{Codec, Header};
+use crate::device::Devices;
+use crate::error::{Error, Result};
+use crate::loss::{Divergence, ForwardKl, Jsd, ReverseKl, SkewKl, SkewReverseKl, Terms, Tvd};
+
+/// None: hard labels alone.
+pub fn divergence(loss: &LossConfig) -> Option<Box<dyn Divergence>> {
+    let lambda = loss.lambda.unwrap_or(LossConfig::LAMBDA) as f32;
+    Some(match loss.kind {
+        LossKind::CrossEntropy => return None,
+        LossKind::ForwardKl => Box::new(ForwardKl),
+        LossKind::ReverseKl => Box::new(Terms(ReverseKl)),
+        LossKind::Jsd => {
+            Box::new(Terms(Jsd::new(loss.beta.unwrap_or(LossConfig::BETA), loss.normalize.unwrap_or(false))))
+        }
+        LossKind::SkewKl => Box::new(Terms(SkewKl { lambda })),
+        LossKind::SkewReverseKl => Box::new(Terms(SkewReverseKl { lambda })),
+        LossKind::Tvd => Box::new(Terms(Tvd)),
+    })
+}
+
+/// Refuses a loss that the teacher's signal or the student's device cannot serve. `stored` is the cache that is read or written through.
+pub(super) fn can_be_computed(loss: &LossConfig, stored: Option<&Codec>, devices: &Devices) -> Result<()> {
+    let Some(divergence) = divergence(loss) else { return Ok(()) };
+    let kind = loss.kind.word();
+    let refuse = |what: String| Err(Error::input(format!("loss.kind = {kind:?} {what}")));
+    if devices.student.device.is_cuda() && !divergence.on_gpus() {
+        return refuse("is computed on the CPU alone: set student.device = \"cpu\", or use \"forward_kl\"".into());
+    }
+    match stored {
+        Some(Codec::Sampled { .. }) if !divergence.takes_draws() => refuse(
+            "is no expectation over the teacher's tokens, so draws do not estimate it: use a live teacher or a cache with \
+             codec = \"top_k\" or \"dense\", or one of forward_kl, skew_kl and tvd"
+                .into(),
+        ),
+        Some(Codec::TopK { .. } | Codec::Sampled { .. }) if divergence.needs_full_distribution() => refuse(
+            "needs the whole distribution, which a stored part of it does not give: take a live teacher or a cache with codec \
+             = \"dense\", or another loss"
+                .into(),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// [`can_be_computed`] from a cache.
+pub(super) fn fits_cache(loss: &LossConfig, header: Option<&Header>, devices: &Devices) -> Result<()> {
+    can_be_computed(loss, header.map(|header| &header.codec), devices)
+}

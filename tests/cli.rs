@@ -376,3 +376,44 @@ fn eval_holds_the_teacher_as_the_run_did() {
     bench.expect(&["eval", "--config", "run.toml", "--student", "run/student", "--json", "e.json"], 0);
     assert_eq!(bench.json("e.json")["kl_mean"], bench.json("run/summary.json")["final_eval"]["kl_mean"]);
 }
+
+#[test]
+fn every_loss_trains_and_what_a_loss_cannot_be_told_is_refused_in_the_plan() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 40");
+    let tokenizer = format!("student.tokenizer={}", common::tokenizer().display());
+    let of = |kind: &str, more: &[&str]| {
+        let kind = format!("loss.kind={kind}");
+        let args = ["train", "--config", "run.toml", "--device", "cpu", "--set", &kind, "--set", "loss.temperature=2"];
+        [&args[..], more].concat().iter().map(ToString::to_string).collect::<Vec<String>>()
+    };
+    let run = |args: Vec<String>, code| bench.expect(&args.iter().map(String::as_str).collect::<Vec<_>>(), code);
+    for codec in ["top_k", "sampled"] {
+        let codec = format!("cache.codec={codec}");
+        let args =
+            ["cache", "--config", "run.toml", "--device", "cpu", "--set", "loss.temperature=2", "--output", &codec];
+        bench.expect(&[&args[..], &["--set", &codec]].concat(), 0);
+    }
+    for kind in ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"] {
+        run(of(kind, &["--output", kind]), 0);
+        let loss = |run: &str| -> Vec<f64> {
+            bench.timeless_metrics(run).iter().filter_map(|event| event["divergence"].as_f64()).collect()
+        };
+        let losses = loss(kind);
+        assert!(losses.iter().rev().take(5).sum::<f64>() < 0.9 * losses[..5].iter().sum::<f64>(), "{kind}: {losses:?}");
+        for codec in ["top_k", "sampled"] {
+            let (path, output) = (format!("teacher.path=cache.codec={codec}"), format!("{kind}-{codec}"));
+            let more = ["--set", "teacher.kind=cache", "--set", &path, "--set", &tokenizer, "--output", &output];
+            if codec == "top_k" || ["forward_kl", "skew_kl", "tvd"].contains(&kind) {
+                run(of(kind, &more), 0);
+                let stored = loss(&output);
+                // One bucket instead of 336 tokens is less, by the data processing inequality.
+                let share = stored[0] / losses[0];
+                assert!(codec == "sampled" || (0.3..=1.0).contains(&share), "{kind}: {share}");
+                continue;
+            }
+            let said = String::from_utf8(run(of(kind, &more), 2).stderr).unwrap();
+            assert!(said.contains("draws do not estimate it") && said.contains("live teacher"), "{said}");
+        }
+    }
+}

@@ -20,8 +20,8 @@ fn main() {
     let block = fs::read(format!("{dir}/signal.bin")).unwrap();
     assert_eq!(&block[..4], b"DTB1");
     let field = |at: usize| u32::from_le_bytes(block[at..at + 4].try_into().unwrap()) as usize;
-    let (rows, n, record, frame) = (field(12), field(24 + 32), field(24 + 36), field(24 + 40));
-    let frames = 24 + 44 * rows;
+    let (rows, n, record, frame) = (field(44), field(56 + 32), field(56 + 36), field(56 + 40));
+    let frames = 56 + 44 * rows;
     let record = zstd::bulk::decompress(&block[frames..frames + frame], record).unwrap();
 
     // Its columns, in their order.

@@ -75,7 +75,7 @@ pub struct EvalArgs {
     /// Take teacher and its dtype, data, max_length, loss_on, chat_template and max_rows from a config; flags win
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The reference: a model folder, a GGUF file or a Hugging Face id
+    /// The reference: a model folder, a GGUF file, a teacher cache or a Hugging Face id
     #[arg(long, value_name = "PATH", required_unless_present = "config")]
     pub teacher: Option<PathBuf>,
     /// Held-out rows, JSONL
@@ -303,7 +303,7 @@ Examples:
   distill inspect run.toml             the resolved plan
   distill inspect runs/a               how far a run is")]
 pub struct InspectArgs {
-    /// A model (folder or GGUF file), a checkpoint or a run folder, or a config
+    /// A model (folder or GGUF file), a teacher cache, a checkpoint or a run folder, or a config
     #[arg(value_name = "PATH")]
     pub path: PathBuf,
 }

@@ -486,6 +486,13 @@ fn a_run_that_writes_through_asks_once_and_trains_on_what_it_stored() {
     train(&bench, "again", &[&short[..], &from, &alone].concat(), 0);
     assert_eq!(losses(&bench, "whole"), losses(&bench, "again"));
     assert_eq!(files(&bench.path("whole/student")), files(&bench.path("again/student")));
+    let much = ["--set", "cache.k=401", "--output", "much"];
+    let said = bench.refused(&[&["train", "--config", "run.toml"], &short[..], &much].concat());
+    assert!(said.contains("cache.k = 401") && !bench.path("much").exists(), "{said}");
+    for model in ["generate --prompt a --model", "eval --teacher teacher/student --data held_out.jsonl --student"] {
+        let args: Vec<&str> = model.split(' ').chain(["whole/cache"]).collect();
+        assert!(bench.refused(&args).contains("is a teacher cache and no model"));
+    }
     let stats = String::from_utf8(bench.expect(&["cache", "stats", "whole/cache"], 0).stdout).unwrap();
     assert!(stats.contains("rows     23"), "{stats}");
 }

@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 /// At the start of a block.
 const MAGIC: &[u8; 4] = b"DTB1";
-/// Magic, number, rows, bytes of all records.
-const HEAD: usize = 4 + 8 + 4 + 8;
+/// Magic, the cache's identity, number, rows, bytes of all records.
+const HEAD: usize = 4 + 32 + 8 + 4 + 8;
 /// Digest, targets, bytes of the record, bytes of its frame.
 const ENTRY: usize = 32 + 3 * 4;
 const SUM: usize = 32;
@@ -39,11 +39,12 @@ impl BlockRow {
     }
 }
 
-/// The bytes of block `number`.
-pub(super) fn to_bytes(number: u64, rows: &[BlockRow]) -> Vec<u8> {
+/// The bytes of block `number` of the cache with this identity.
+pub(super) fn to_bytes(identity: &[u8; 32], number: u64, rows: &[BlockRow]) -> Vec<u8> {
     let records: u64 = rows.iter().map(|row| row.frame.len() as u64).sum();
     let mut out = Vec::with_capacity(HEAD + rows.len() * ENTRY + records as usize + SUM);
     out.extend(MAGIC);
+    out.extend(identity);
     out.extend(number.to_le_bytes());
     out.extend((rows.len() as u32).to_le_bytes());
     out.extend(records.to_le_bytes());
@@ -72,6 +73,8 @@ pub struct Placed {
 
 /// A whole block.
 pub struct Block {
+    /// [`super::Header::identity`] of the cache it belongs to.
+    pub identity: [u8; 32],
     pub number: u64,
     pub rows: Vec<Placed>,
     /// All of it, from the magic to the digest.
@@ -112,8 +115,8 @@ impl Blocks {
         let mut bytes = vec![0; HEAD];
         self.reader.read_exact(&mut bytes)?;
         let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-        let (count, records) = (u32::from_le_bytes(std::array::from_fn(|i| bytes[12 + i])) as usize, number(16));
-        let block = number(4);
+        let (count, records) = (u32::from_le_bytes(std::array::from_fn(|i| bytes[44 + i])) as usize, number(48));
+        let (identity, block) = (std::array::from_fn(|i| bytes[4 + i]), number(36));
         if !bytes.starts_with(MAGIC) || count > MOST_ROWS {
             return torn("there is no block");
         }
@@ -147,12 +150,12 @@ impl Blocks {
             offset += frame as u64;
         }
         self.at += whole;
-        Ok(Some(Ok(Block { number: block, rows, bytes })))
+        Ok(Some(Ok(Block { identity, number: block, rows, bytes })))
     }
 
     /// Whether the head of block `number` stands anywhere behind the last whole block.
-    pub(super) fn is_followed_by(&mut self, number: u64) -> io::Result<bool> {
-        let wanted = [&MAGIC[..], &number.to_le_bytes()].concat();
+    pub(super) fn is_followed_by(&mut self, identity: &[u8; 32], number: u64) -> io::Result<bool> {
+        let wanted = [&MAGIC[..], identity, &number.to_le_bytes()].concat();
         self.reader.seek(SeekFrom::Start(self.at))?;
         let mut window: Vec<u8> = vec![];
         let mut chunk = vec![0; 1 << 20];

@@ -159,6 +159,12 @@ impl Header {
         pairs.filter(|(a, b)| a != b).map(|((name, a), (_, b))| format!("{name}: {a} and {b}")).next()
     }
 
+    /// A digest of everything but which rows there are: every block names it, so that none is taken for another cache's.
+    pub fn identity(&self) -> Result<[u8; 32]> {
+        let bare = Self { parts: vec![], shard: None, ..self.clone() };
+        Ok(Sha256::digest(bare.to_bytes()?).into())
+    }
+
     /// The bytes of header.json: the same for the same header.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::run(format!("{HEADER}: {e}")))?;

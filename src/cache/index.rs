@@ -58,7 +58,12 @@ impl Index {
     pub fn open(path: &Path, header: [u8; 32]) -> Result<Option<Self>> {
         let unreadable = |cause| Error::unreadable(path, cause);
         let file = File::open(path).map_err(unreadable)?;
-        let damaged = || Error::input(format!("{} is damaged: make the cache again", path.display()));
+        let damaged = || {
+            Error::input(format!(
+                "{} is damaged: remove it, and `distill cache --resume` builds it again",
+                path.display()
+            ))
+        };
         let length = file.metadata().map_err(unreadable)?.len();
         let mut head = [0; HEAD as usize];
         if length < HEAD + SUM {

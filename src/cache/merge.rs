@@ -54,7 +54,7 @@ pub fn merge(dirs: &[PathBuf], output: &Path, progress: impl Fn(u64, u64)) -> Re
     }
     let mut header = first.header().clone();
     header.shard = None;
-    let total = header.blocks();
+    let (total, identity) = (header.blocks(), header.identity()?);
     let mut writer = Writer::create(output, header)?;
     for (_, dir, _) in &shards {
         let path = dir.join(SIGNAL);
@@ -63,6 +63,9 @@ pub fn merge(dirs: &[PathBuf], output: &Path, progress: impl Fn(u64, u64)) -> Re
         while let Some(block) = blocks.next_block().map_err(unreadable)? {
             let block =
                 block.map_err(|what| Error::input(format!("{}: {what}: make this shard again", path.display())))?;
+            if block.identity != identity {
+                return Err(Error::input(format!("{} is of a cache with another header.json", path.display())));
+            }
             if block.number != writer.next_block() {
                 let (number, wanted) = (block.number, writer.next_block());
                 return Err(Error::input(format!("{} has block {number} where {wanted} belongs", path.display())));

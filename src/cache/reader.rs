@@ -15,9 +15,9 @@ use crate::corpus::row_digest;
 use crate::error::{Error, Result};
 use crate::signal::TeacherSignal;
 
-/// Whether `dir` is a cache's folder.
+/// Whether `dir` is a cache's folder, whole or not.
 pub fn is_cache(dir: &Path) -> bool {
-    dir.join(HEADER).is_file() && dir.join(SIGNAL).is_file()
+    dir.join(HEADER).is_file() && (dir.join(SIGNAL).is_file() || Header::read(dir).is_ok())
 }
 
 /// A complete cache.
@@ -47,17 +47,18 @@ impl Reader {
     }
 
     /// [`Reader::open`], for a shard too.
-    pub(super) fn open_shard(dir: &Path) -> Result<Self> {
+    pub fn open_shard(dir: &Path) -> Result<Self> {
         if !is_cache(dir) {
             return Err(Error::input(format!(
-                "{} holds no teacher cache ({HEADER} and {SIGNAL}): `distill cache` makes one",
+                "{} holds no teacher cache, or not all of it ({HEADER}, {SIGNAL}, {INDEX}): `distill cache` makes one",
                 dir.display()
             )));
         }
         let (header, digest) = Header::read(dir)?;
         let incomplete = || {
             Error::input(format!(
-                "the cache {} is not complete: `distill cache --resume` goes on with it",
+                "the cache {} is not complete, or its files belong to several: `distill cache --resume`, with the config that \
+                 made it, goes on with it",
                 dir.display()
             ))
         };
@@ -70,6 +71,13 @@ impl Reader {
         if there != wanted {
             return Err(Error::input(format!(
                 "{} is {there} bytes long, its index says {wanted}: restore the file, or make the cache again",
+                path.display()
+            )));
+        }
+        let mut first = [0; 36];
+        if file.read_exact_at(&mut first, 0).is_ok() && first[4..] != header.identity()? {
+            return Err(Error::input(format!(
+                "{} belongs to a cache with another {HEADER}: restore the one that was beside it",
                 path.display()
             )));
         }

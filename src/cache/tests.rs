@@ -186,7 +186,7 @@ fn a_block_that_rotted_is_named_and_nothing_is_cut_off() {
     let starts: Vec<usize> = (0..signal.len() - 4).filter(|&at| signal[at..].starts_with(b"DTB1")).collect();
     assert_eq!(starts.len(), 4);
     for (block, &start) in starts.iter().enumerate() {
-        for at in [0, 5, 13, 20, 60, 1000, 1500] {
+        for at in [0, 5, 37, 45, 50, 60, 100, 1000, 1500] {
             for complete in [true, false] {
                 let mut damaged = signal.clone();
                 damaged[start + at] ^= 0x20;
@@ -198,7 +198,8 @@ fn a_block_that_rotted_is_named_and_nothing_is_cut_off() {
                     // The last one of an incomplete cache may be what a kill left.
                     Ok(_) => assert!(block == 3 && !complete),
                     Err(error) => {
-                        let says = format!("block {block} ");
+                        // Of the last one nothing follows that could be lost.
+                        let says = if block == 3 { "remove index.bin".into() } else { format!("block {block} ") };
                         assert!(error.to_string().contains(&says), "{error}");
                     }
                 }
@@ -208,7 +209,7 @@ fn a_block_that_rotted_is_named_and_nothing_is_cut_off() {
         }
     }
     std::fs::write(cache.join(SIGNAL), &signal[..starts[2]]).unwrap();
-    assert!(Writer::resume(&cache, &wanted).err().unwrap().to_string().contains("block 2 "));
+    assert!(Writer::resume(&cache, &wanted).err().unwrap().to_string().contains("remove index.bin"));
     assert!(Reader::open(&cache).unwrap_err().to_string().contains("its index says"));
     assert!(std::fs::read(cache.join(HEADER)).unwrap() == header);
 }
@@ -230,6 +231,41 @@ fn a_row_that_the_index_mistakes_for_another_is_refused() {
         let errors: Vec<String> = read.filter_map(|row| row.err().map(|e| e.to_string())).collect();
         assert!(errors.len() == 4 && errors.iter().all(|e| e.contains("another row's")), "{errors:?}");
     }
+}
+
+#[test]
+fn files_of_two_caches_never_make_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b, mixed) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("mixed"));
+    let with_seed = |seed| {
+        let parts = vec![part(40)];
+        Header { parts, ..header(Codec::Sampled { draws: 16, temperature: 2.0, seed }, Values::F16) }
+    };
+    fill(Writer::create(&a, with_seed(1)).unwrap(), 40);
+    fill(Writer::create(&b, with_seed(2)).unwrap(), 40);
+    for from_b in [&[HEADER][..], &[HEADER, INDEX], &[SIGNAL], &[SIGNAL, INDEX], &[INDEX]] {
+        let _ = std::fs::remove_dir_all(&mixed);
+        std::fs::create_dir(&mixed).unwrap();
+        for name in [HEADER, SIGNAL, INDEX] {
+            let from = if from_b.contains(&name) { &b } else { &a };
+            std::fs::copy(from.join(name), mixed.join(name)).unwrap();
+        }
+        assert!(Reader::open(&mixed).is_err(), "{from_b:?}");
+        let seed = if from_b.contains(&HEADER) { 2 } else { 1 };
+        match Writer::resume(&mixed, &with_seed(seed)) {
+            // An index is built again.
+            Ok(writer) => {
+                assert_eq!(from_b, [INDEX]);
+                fill(writer, 40);
+                assert!(files(&mixed) == files(&a));
+            }
+            Err(error) => assert!(error.to_string().contains("another header.json"), "{error}"),
+        }
+    }
+    std::fs::write(a.join(INDEX), b"broken").unwrap();
+    assert!(Reader::open(&a).unwrap_err().to_string().contains("remove it"));
+    fill(Writer::resume(&a, &with_seed(1)).unwrap(), 40);
+    assert!(Reader::open(&a).is_ok());
 }
 
 #[test]

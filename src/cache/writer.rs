@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 pub struct Writer {
     dir: PathBuf,
     header: Header,
+    identity: [u8; 32],
     file: File,
     /// Of all blocks that are there.
     entries: Vec<Entry>,
@@ -50,9 +51,9 @@ impl Writer {
         let path = dir.join(SIGNAL);
         let file = File::options().read(true).write(true).create_new(true).open(&path);
         let file = file.map_err(|cause| Error::unwritable(&path, cause))?;
-        let (first, dir) = (first_block(&header), dir.to_owned());
+        let (first, identity, dir) = (first_block(&header), header.identity()?, dir.to_owned());
         let (entries, rows_of_blocks) = (vec![], vec![]);
-        Ok(Self { dir, header, file, entries, rows_of_blocks, first, end: 0, open: false, _lock: lock })
+        Ok(Self { dir, header, identity, file, entries, rows_of_blocks, first, end: 0, open: false, _lock: lock })
     }
 
     /// Goes on after the last whole block in `dir`. What a write that was broken off left behind it is cut off, but not
@@ -61,8 +62,13 @@ impl Writer {
     /// Input errors: there is no cache; it is not the signal that `wanted` describes, by the first field that differs; a
     /// block is damaged that was whole, or does not belong there. Run errors as [`Writer::create`].
     pub fn resume(dir: &Path, wanted: &Header) -> Result<Self> {
+        if !dir.join(HEADER).is_file() {
+            let dir = dir.display();
+            return Err(Error::input(format!("{dir} is no teacher cache, it has no {HEADER}: take another --output")));
+        }
         let lock = RunLock::acquire(dir)?;
         let (header, digest) = Header::read(dir)?;
+        let identity = header.identity()?;
         let refuse = |what: String| {
             let dir = dir.display();
             Error::input(format!(
@@ -79,6 +85,11 @@ impl Writer {
         }
         let path = dir.join(SIGNAL);
         let unwritable = |cause| Error::unwritable(&path, cause);
+        // One that is damaged is built again; one of another header is no word on this cache.
+        let index = Index::open(&dir.join(INDEX), digest).ok().flatten();
+        if index.is_some() && !path.is_file() {
+            return Err(lost(&path, "is missing"));
+        }
         let file =
             File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(unwritable)?;
         let mut blocks = Blocks::new(file.try_clone().map_err(unwritable)?).map_err(unwritable)?;
@@ -89,9 +100,15 @@ impl Writer {
             let block = match block {
                 Ok(block) => block,
                 // One append was under way at most: it is the last thing there is.
-                Err(_) if !blocks.is_followed_by(next + 1).map_err(unwritable)? => break,
+                Err(_) if !blocks.is_followed_by(&identity, next + 1).map_err(unwritable)? => break,
                 Err(what) => return Err(damaged(&path, next, &what)),
             };
+            if block.identity != identity {
+                return Err(refuse(format!(
+                    "block {next} of {} belongs to a cache with another {HEADER}: restore the one that was beside it",
+                    path.display()
+                )));
+            }
             if block.number != next {
                 return Err(refuse(format!("{} has block {} where {next} belongs", path.display(), block.number)));
             }
@@ -99,15 +116,12 @@ impl Writer {
             entries.extend(block.rows);
         }
         let end = blocks.at();
-        let index = dir.join(INDEX);
         // Where the index says that the cache is complete, nothing was under way.
-        if let Some(index) = index.exists().then(|| Index::open(&index, digest)).transpose()?.flatten()
-            && index.signal_bytes() > end
-        {
-            let next = first + rows_of_blocks.len() as u64;
-            return Err(damaged(&path, next, &format!("a block breaks off at byte {end}")));
+        if index.is_some_and(|index| index.signal_bytes() > end) {
+            return Err(lost(&path, &format!("has no whole block at byte {end}, and its index knows of more")));
         }
-        Ok(Self { dir: dir.to_owned(), header, file, entries, rows_of_blocks, first, end, open: false, _lock: lock })
+        let dir = dir.to_owned();
+        Ok(Self { dir, header, identity, file, entries, rows_of_blocks, first, end, open: false, _lock: lock })
     }
 
     pub fn header(&self) -> &Header {
@@ -181,7 +195,7 @@ impl Writer {
 
     /// Adds the next block, which a power cut may take back.
     pub fn append_unsynced(&mut self, rows: &[BlockRow]) -> Result<()> {
-        let bytes = block::to_bytes(self.next_block(), rows);
+        let bytes = block::to_bytes(&self.identity, self.next_block(), rows);
         let records = rows.iter().map(|row| row.frame.len() as u64).sum::<u64>();
         let mut offset = self.end + bytes.len() as u64 - 32 - records;
         let mut placed = vec![];
@@ -246,6 +260,13 @@ fn damaged(path: &Path, block: u64, what: &str) -> Error {
     Error::input(format!(
         "{path}: block {block} is damaged ({what}), and what follows it would be lost: restore the file, or make the cache \
          again in another folder"
+    ))
+}
+
+fn lost(path: &Path, what: &str) -> Error {
+    let path = path.display();
+    Error::input(format!(
+        "{path} {what}: restore the file, or remove {INDEX} beside it, and --resume computes again what is not there"
     ))
 }
 

@@ -179,7 +179,12 @@ fn show(report: &EvalReport, baseline: Option<&EvalReport>, gap: Option<(f64, In
         let [gap, low, high] = [gap, low, high].map(|x| 100.0 * x);
         text += &format!("{:<34}{gap:>12.1} %  (95 % interval {low:.1} to {high:.1} %)\n", "gap closed");
     }
-    text + &format!("on {} rows, {} target tokens\n", report.rows, report.tokens)
+    let signal = match report.signal {
+        Some("top_k") => ", from stored top_k: the KL of its tokens is at most the whole KL",
+        Some("sampled") => ", from stored draws: KL and acceptance are estimates",
+        _ => "",
+    };
+    text + &format!("on {} rows, {} target tokens{signal}\n", report.rows, report.tokens)
 }
 
 /// Refuses a gate on a figure that a stored signal does not have, or only guesses.
@@ -193,7 +198,7 @@ fn gates_can_be_answered(args: &EvalArgs, codec: Codec) -> Result<()> {
     match gate {
         None => Ok(()),
         Some(gate) => Err(Error::input(format!(
-            "{gate} needs more of the teacher's word than a cache with {codec} has: give a live teacher, or a cache with \
+            "{gate} needs more than an estimate or a part of the teacher's word, and the cache has {codec}: give a live teacher, or a cache with \
              codec = \"dense\""
         ))),
     }

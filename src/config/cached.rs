@@ -76,6 +76,16 @@ pub fn fits_student(cache: &Reader, student: &ModelConfig) -> Result<()> {
     }
 }
 
+/// Refuses to store more tokens of a target than there are.
+pub fn fits_vocabulary(k: usize, vocab: usize) -> Result<()> {
+    match k <= vocab {
+        true => Ok(()),
+        false => Err(Error::input(format!(
+            "cache.k = {k}, but the teacher's vocabulary has {vocab} tokens: lower it, or take codec = \"dense\""
+        ))),
+    }
+}
+
 /// Refuses more stored tokens than a GPU's kernels take.
 pub fn fits_gpu(codec: Codec, devices: &Devices) -> Result<()> {
     let stored = match codec {

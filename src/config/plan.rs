@@ -4,12 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::cached::{Lookup, cache_fits};
+use super::cached::{Lookup, cache_fits, fits_vocabulary};
 use super::memory::{Memory, estimate};
 use super::objective::can_be_computed;
 use super::tokenizer::students_tokenizer;
 use super::types::*;
-use crate::cache::{Codec, Reader};
+use crate::cache::{Codec, Reader, is_cache};
 use crate::corpus::{
     CorpusIndex, Encoder, LoadOrder, Loader, OverlapFinder, Rejections, Row, Scan, TemplateChoice, TextTokenizer, scan,
 };
@@ -153,6 +153,10 @@ impl From<OnBadRecord> for crate::corpus::OnBadRecord {
 /// The folder of a model path, or why it is none.
 pub fn model_folder(path: &Path) -> Result<&Path> {
     match path {
+        _ if is_cache(path) => Err(Error::input(format!(
+            "{} is a teacher cache and no model: it can teach (teacher.kind = \"cache\", or --teacher of eval), and nothing else",
+            path.display()
+        ))),
         _ if path.is_dir() => Ok(path),
         _ if path.extension().is_some_and(|e| e == "gguf") && path.exists() => Err(Error::input(format!(
             "{} is a GGUF file, whose quantised weights can teach (teacher.kind = \"gguf\", or --teacher of eval) but not \
@@ -314,6 +318,10 @@ impl Plan {
             CacheCodec::Dense => Codec::Dense,
         });
         can_be_computed(&config.loss, written.as_ref(), &devices)?;
+        if let (Some(Codec::TopK { .. }), Some(teacher)) = (&written, &models.teacher) {
+            let k = config.cache.as_ref().and_then(|cache| cache.k).unwrap_or(0);
+            fits_vocabulary(k, teacher.vocab_size.min(models.student.vocab_size))?;
+        }
         // A row that a cache does not have is better found now than in the middle of the run.
         let limit = limit.filter(|_| models.cache.is_none());
         let mut rows_of_cache = Lookup::default();

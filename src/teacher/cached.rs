@@ -29,7 +29,8 @@ impl CacheTeacher {
 /// What is said of a row that a cache does not have.
 pub fn not_cached(row: &RowRef) -> Error {
     Error::input(format!(
-        "{}:{}: the teacher's cache does not have this row: `distill cache --resume` with this config adds it",
+        "{}:{}: the teacher's cache does not have this row: `distill cache --resume --output CACHE`, with these data and the live \
+         teacher that it is of, adds it",
         row.file.display(),
         row.line
     ))

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::cache::{Codec, Header, TeacherId, Values, Writer};
 use crate::checkpoint::layout;
 use crate::commands::fingerprints::teacher_files;
-use crate::config::cached::{data_id, fits_gpu};
+use crate::config::cached::{data_id, fits_gpu, fits_vocabulary};
 use crate::config::plan::Plan;
 use crate::config::{CacheCodec, CacheConfig, CacheValues, TeacherConfig, Word};
 use crate::error::{Error, Result};
@@ -44,14 +44,11 @@ fn codec(cache: &CacheConfig, vocab: usize, temperature: f64, seed: u64) -> Resu
     Ok(match cache.codec {
         CacheCodec::Dense => Codec::Dense,
         CacheCodec::Sampled => Codec::Sampled { draws: cache.draws.unwrap_or(32), temperature, seed },
-        CacheCodec::TopK => match cache.k.unwrap_or(64) {
-            k if k <= vocab => Codec::TopK { k },
-            k => {
-                return Err(Error::input(format!(
-                    "cache.k = {k}, but the teacher's vocabulary has {vocab} tokens: lower it, or take codec = \"dense\""
-                )));
-            }
-        },
+        CacheCodec::TopK => {
+            let k = cache.k.unwrap_or(64);
+            fits_vocabulary(k, vocab)?;
+            Codec::TopK { k }
+        }
     })
 }
 

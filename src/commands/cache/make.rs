@@ -54,13 +54,18 @@ pub fn run(args: &CacheArgs) -> Result<Outcome> {
     let devices = config.devices(args.device.choice)?;
     let interrupted = signals::watch("block", &screen)?;
     let plan = Plan::new(config, devices, &screen)?;
+    plan.notices.iter().for_each(|notice| screen.line(&notice.line()));
     let stop = || interrupted.load(Ordering::Relaxed);
     let teacher = build::teacher(&plan, &screen)?;
     let teacher = teacher.as_ref().and_then(build::AnyTeacher::live).ok_or_else(|| Error::run("no live teacher"))?;
     let mut wanted = header(&plan, teacher, &screen)?;
     wanted.shard = shard;
     if args.dry_run {
-        return dry_run(&plan, teacher, wanted, &screen);
+        let known = match fresh || !args.resume {
+            true => HashSet::new(),
+            false => Writer::resume(&dir, &wanted)?.entries().iter().map(|entry| entry.digest).collect(),
+        };
+        return dry_run(&plan, teacher, wanted, known, &screen);
     }
     let corpus = corpus_digest(&plan);
     let (mut writer, rows) = match fresh {
@@ -230,8 +235,21 @@ fn ask(teacher: &LocalTeacher, header: &Header, rows: &[Row]) -> Result<Vec<Bloc
 }
 
 /// The plan, and what the first block says of size and time.
-fn dry_run(plan: &Plan, teacher: &LocalTeacher, header: Header, screen: &Screen) -> Result<Outcome> {
-    let rows = Rows::find(plan, HashSet::new(), screen)?;
+fn dry_run(
+    plan: &Plan,
+    teacher: &LocalTeacher,
+    header: Header,
+    known: HashSet<[u8; 32]>,
+    screen: &Screen,
+) -> Result<Outcome> {
+    let rows = Rows::find(plan, known, screen)?;
+    if rows.len() == 0 {
+        out::write(
+            "nothing is missing
+",
+        )?;
+        return Ok(Outcome::Done);
+    }
     let blocks = (rows.len() as u64).div_ceil(ROWS_PER_BLOCK);
     let share = header.shard.map_or(1.0, |shard| shard.of(blocks).count() as f64 / blocks.max(1) as f64);
     let first = (0..rows.len().min(ROWS_PER_BLOCK as usize)).map(|i| rows.get(i, plan));
@@ -242,12 +260,13 @@ fn dry_run(plan: &Plan, teacher: &LocalTeacher, header: Header, screen: &Screen)
     let bytes: u64 = block.iter().map(|row| row.frame.len() as u64 + BYTES_BESIDES_FRAME).sum();
     let targets: u64 = block.iter().map(|row| row.targets as u64).sum();
     let tokens: usize = first.iter().map(|row| row.tokens.len()).sum();
+    let about = if header.shard.is_some() { "≈" } else { "" };
     let per_target = bytes as f64 / targets.max(1) as f64;
     let time = took.mul_f64(share * rows.tokens as f64 / tokens.max(1) as f64);
     let mut text = show_plan::lines(plan).into_iter().take(1).collect::<Vec<_>>().join("\n") + "\n";
     text += &format!("{:<11}{} ({}) at temperatures {:?}\n", "codec", header.codec, header.values, header.temperatures);
     text += &format!(
-        "{:<11}{} rows, {} targets: ≈{} ({per_target:.1} bytes a target)\n",
+        "{:<11}{about}{} rows, {about}{} targets: ≈{} ({per_target:.1} bytes a target)\n",
         "size",
         Count((share * rows.len() as f64) as u64),
         Count((share * rows.targets as f64) as u64),

@@ -11,7 +11,7 @@ pub use rows::corpus_digest;
 use std::path::Path;
 
 use super::{Outcome, out};
-use crate::cache::{Header, Reader, merge};
+use crate::cache::{Blocks, Header, Reader, merge};
 use crate::checkpoint::layout;
 use crate::cli::{CacheArgs, CacheCommand, MergeArgs};
 use crate::error::{Error, Result};
@@ -47,9 +47,15 @@ fn run_merge(args: &MergeArgs) -> Result<Outcome> {
 /// For `inspect`: what a cache says of itself, whole or not.
 pub fn describe(dir: &Path) -> Result<String> {
     let (header, _) = Header::read(dir)?;
-    let mut text = match Reader::open(dir) {
-        Ok(cache) => summary(&cache, dir),
-        Err(error) => format!("cache    {error}\n"),
+    let mut text = match (Reader::open_shard(dir), header.shard) {
+        (Ok(cache), None) => summary(&cache, dir),
+        (Ok(cache), Some(shard)) => {
+            summary(&cache, dir) + &format!("shard    {} of {}, complete\n", shard.index, shard.count)
+        }
+        (Err(error), _) => {
+            let (there, wanted) = blocks(dir, &header);
+            format!("cache    {there} of {wanted} blocks are there: {error}\n")
+        }
     };
     let (teacher, data) = (&header.teacher, &header.data);
     let mut line = |name: &str, value: String| text += &format!("{name:<9}{}\n", printable(&value));
@@ -77,6 +83,18 @@ pub fn describe(dir: &Path) -> Result<String> {
         );
     }
     Ok(text)
+}
+
+/// Blocks that are whole, and how many there are to be.
+fn blocks(dir: &Path, header: &Header) -> (u64, u64) {
+    let mut there = 0;
+    if let Ok(mut blocks) = std::fs::File::open(dir.join("signal.bin")).and_then(Blocks::new) {
+        while let Ok(Some(Ok(_))) = blocks.next_block() {
+            there += 1;
+        }
+    }
+    let all = header.blocks();
+    (there, header.shard.map_or(all, |shard| shard.of(all).count() as u64))
 }
 
 /// What a cache is, in two lines.

@@ -72,7 +72,7 @@ Examples:
 
 Exit code 3 when a gate fails; the JSON is written first.")]
 pub struct EvalArgs {
-    /// Take teacher and its dtype, data, max_length, loss_on, chat_template and max_rows from a config; flags win
+    /// Take teacher and its dtype, devices, data, max_length, loss_on, chat_template and max_rows from a config; flags win
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The reference: a model folder, a GGUF file, a teacher cache or a Hugging Face id

@@ -78,8 +78,11 @@ impl Opened {
 pub fn open(choice: DeviceChoice) -> Result<Opened> {
     match choice {
         DeviceChoice::Cpu => Ok(Opened::cpu()),
-        DeviceChoice::Cuda(n) => gpu::open(n)
-            .map_err(|why| Error::input(format!("--device cuda:{n}: {why}; --device cpu runs without a GPU"))),
+        DeviceChoice::Cuda(n) => gpu::open(n).map_err(|why| {
+            Error::input(format!(
+                "the device cuda:{n}: {why}; --device cpu, and no teacher.device or student.device, runs without a GPU"
+            ))
+        }),
         DeviceChoice::Auto if !gpu::BUILT => Ok(Opened::cpu()),
         DeviceChoice::Auto => {
             Ok(gpu::open(0).unwrap_or_else(|why| Opened { description: format!("cpu ({why})"), ..Opened::cpu() }))

@@ -89,8 +89,10 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let screen = Screen::stderr();
     let request = Request::new(args)?;
     let choice = args.device.choice;
-    let teacher_device = request.teacher.device.unwrap_or(request.teacher.kind.device(choice));
-    let devices = Devices::open(teacher_device, request.student_device.unwrap_or(choice))?;
+    // The config's devices are those that the run had; a flag wins.
+    let configured = |device: Option<DeviceChoice>| device.filter(|_| choice == DeviceChoice::Auto);
+    let teacher_device = configured(request.teacher.device).unwrap_or(request.teacher.kind.device(choice));
+    let devices = Devices::open(teacher_device, configured(request.student_device).unwrap_or(choice))?;
     let device = &devices.student.device;
     if let Some(devices) = devices.describe() {
         screen.line(&format!("{:<11}{devices}", "devices"));

@@ -417,3 +417,16 @@ fn every_loss_trains_and_what_a_loss_cannot_be_told_is_refused_in_the_plan() {
         }
     }
 }
+
+#[test]
+fn the_device_flag_of_eval_wins_over_the_devices_that_a_run_had() {
+    let bench = Bench::with_teacher();
+    bench.distil_config("steps = 2");
+    bench.expect(&["train", "--config", "run.toml", "--device", "cpu"], 0);
+    let config = String::from_utf8(bench.read("run.toml")).unwrap();
+    bench.write("gpu.toml", config.replace("[student]\n", "[student]\ndevice = \"cuda:99\"\n"));
+    let eval = ["eval", "--config", "gpu.toml", "--student", "run/student"];
+    let said = bench.refused(&eval);
+    assert!(said.contains("cuda:99") && said.contains("student.device"), "{said}");
+    bench.expect(&[&eval[..], &["--device", "cpu"]].concat(), 0);
+}

@@ -150,15 +150,6 @@ pub fn objective(plan: &Plan) -> Objective {
 pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a dyn Teacher>, student: &'a Decoder) -> Result<Stepper<'a>> {
     let train = &plan.config.train;
     let objective = objective(plan);
-    if let (Some(teacher), true) = (teacher, objective.uses_teacher())
-        && let Some(need) = objective.needs().unmet_by(teacher.capabilities())
-    {
-        let loss = plan.config.loss.kind.word();
-        return Err(Error::input(format!(
-            "loss.kind = {loss:?} needs {need}, which a stored part of it does not give: take a live teacher or a cache with \
-             codec = \"dense\", or another loss"
-        )));
-    }
     let config = AdamWConfig {
         beta1: train.beta1,
         beta2: train.beta2,

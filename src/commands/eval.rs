@@ -200,8 +200,8 @@ fn gates_can_be_answered(args: &EvalArgs, codec: Codec) -> Result<()> {
     match gate {
         None => Ok(()),
         Some(gate) => Err(Error::input(format!(
-            "{gate} needs more than an estimate or a part of the teacher's word, and the cache has {codec}: give a live teacher, or a cache with \
-             codec = \"dense\""
+            "{gate} needs more than an estimate or a part of the teacher's word, and the cache has {codec}: give a live \
+             teacher, or a cache with codec = \"dense\""
         ))),
     }
 }

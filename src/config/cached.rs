@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::objective::fits_cache;
+use super::objective::can_be_computed;
 use super::types::*;
 use crate::cache::{Codec, DataId, Header, Reader, Values};
 use crate::corpus::{Encoder, Row, RowRef};
@@ -121,7 +121,7 @@ pub(super) fn cache_fits(
         )));
     }
     fits_student(cache, student)?;
-    fits_cache(&config.loss, Some(header), devices)?;
+    can_be_computed(&config.loss, Some(&header.codec), devices)?;
     fits_gpu(header.codec, devices)?;
     config.cache.as_ref().map_or(Ok(()), |written| is_as_written(header, written))?;
     Ok(())

@@ -1,10 +1,11 @@
 //! The divergence that a config's loss names, and whether the run's teacher and devices can give what it needs.
 
 use super::types::*;
-use crate::cache::{Codec, Header};
+use crate::cache::Codec;
 use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::loss::{Divergence, ForwardKl, Jsd, ReverseKl, SkewKl, SkewReverseKl, Terms, Tvd};
+use crate::signal::{Capabilities, Needs};
 
 /// None: hard labels alone.
 pub fn divergence(loss: &LossConfig) -> Option<Box<dyn Divergence>> {
@@ -36,16 +37,16 @@ pub(super) fn can_be_computed(loss: &LossConfig, stored: Option<&Codec>, devices
              codec = \"top_k\" or \"dense\", or one of forward_kl, skew_kl and tvd"
                 .into(),
         ),
-        Some(Codec::TopK { .. } | Codec::Sampled { .. }) if divergence.needs_full_distribution() => refuse(
-            "needs the whole distribution, which a stored part of it does not give: take a live teacher or a cache with codec \
-             = \"dense\", or another loss"
-                .into(),
-        ),
-        _ => Ok(()),
+        Some(codec) => {
+            let needs = Needs { full_distribution: divergence.needs_full_distribution(), ..Needs::default() };
+            match needs.unmet_by(Capabilities { full_distribution: *codec == Codec::Dense }) {
+                None => Ok(()),
+                Some(need) => refuse(format!(
+                    "needs {need}, which a stored part of it does not give: take a live teacher or a cache with codec = \
+                     \"dense\", or another loss"
+                )),
+            }
+        }
+        None => Ok(()),
     }
-}
-
-/// [`can_be_computed`] from a cache.
-pub(super) fn fits_cache(loss: &LossConfig, header: Option<&Header>, devices: &Devices) -> Result<()> {
-    can_be_computed(loss, header.map(|header| &header.codec), devices)
 }

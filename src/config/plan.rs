@@ -198,7 +198,7 @@ pub struct TeacherFiles {
 }
 
 impl TeacherFiles {
-    /// Reads the shape of a folder or of a GGUF file.
+    /// Reads the shape of a folder or of a GGUF file, or opens a cache.
     pub fn read(kind: TeacherKind, path: &Path) -> Result<Self> {
         let gguf = match kind {
             TeacherKind::Cache => {
@@ -413,7 +413,10 @@ impl Plan {
         if scan.rows_truncated * 5 > scan.rows_used {
             let message = format!(
                 "{} of {} rows are cut at data.max_length = {}: their ends are not learned",
-                scan.rows_truncated, scan.rows_used, data.max_length
+                scan.rows_truncated,
+                // Rows that lost all their targets were cut too.
+                scan.rows_used + scan.rows_dropped,
+                data.max_length
             );
             notice("many_rows_truncated", message);
         }

@@ -134,6 +134,9 @@ pub struct GenerateArgs {
     /// 0 takes the likeliest token each time
     #[arg(long, value_name = "T", default_value = "0", value_parser = non_negative)]
     pub temperature: f64,
+    /// Draw from the likeliest tokens that hold this share together
+    #[arg(long, value_name = "P", default_value = "1", value_parser = nucleus)]
+    pub top_p: f64,
     /// Of the random draws, when the temperature is above 0
     #[arg(long, value_name = "N", default_value = "42")]
     pub seed: u64,
@@ -399,6 +402,10 @@ fn number(text: &str, allowed: &str, is_allowed: impl Fn(f64) -> bool) -> Result
 
 fn non_negative(text: &str) -> Result<f64, String> {
     number(text, "a finite number ≥ 0", |x| x >= 0.0)
+}
+
+fn nucleus(text: &str) -> Result<f64, String> {
+    number(text, "a share above 0, at most 1", |x| x > 0.0 && x <= 1.0)
 }
 
 fn fraction(text: &str) -> Result<f64, String> {

@@ -64,11 +64,11 @@ fn generation_with_the_cache_gives_the_logits_of_a_whole_forward(device) {
     for folder in variants() {
         let model = Decoder::load(&folder, false, device).unwrap();
         let (ids, want) = expected(&folder);
-        let mut cache = KvCache::default();
+        let mut cache = KvCache::new(1);
         let vocab = model.config().vocab_size;
         // A prompt at once, then token by token.
         for (from, to) in std::iter::once((0, 9)).chain((9..ids.len()).map(|t| (t, t + 1))) {
-            let got = logits(&model, &model.next_hidden(&ids[from..to], &mut cache).unwrap());
+            let got = logits(&model, &model.advance(&[(0, &ids[from..to])], &mut cache, 0).unwrap());
             let difference = largest_difference(&got, &want[(to - 1) * vocab..to * vocab]);
             assert!(difference <= 2e-5, "{}: logits of token {to} differ by {difference}", folder.display());
         }

@@ -65,7 +65,7 @@ fn eval_reads_its_choices() {
 #[test]
 fn generate_is_greedy_with_the_documented_defaults() {
     let Ok(Command::Generate(args)) = parse("generate --model m --prompt -dash") else { panic!() };
-    assert_eq!((args.max_tokens, args.temperature, args.seed, args.raw), (128, 0.0, 42, false));
+    assert_eq!((args.max_tokens, args.temperature, args.top_p, args.seed, args.raw), (128, 0.0, 1.0, 42, false));
     assert_eq!((args.prompt.as_str(), args.chat_template), ("-dash", ChatTemplate::Auto));
     let Ok(Command::Generate(args)) = parse("generate --model m --prompt p --raw") else { panic!() };
     assert!(args.raw);
@@ -101,6 +101,8 @@ fn wrong_usage_exits_2() {
         "generate --model m",
         "generate --model m --prompt p --temperature -1",
         "generate --model m --prompt p --max-tokens 0",
+        "generate --model m --prompt p --top-p 0",
+        "generate --model m --prompt p --top-p 1.1",
         "generate --model m --prompt p --raw --chat-template none",
         "inspect",
         "export f.gguf --dequantize",

@@ -12,7 +12,7 @@ use crate::device;
 use crate::error::Result;
 use crate::hub;
 use crate::metrics::Screen;
-use crate::model::{Finish, GenerateOptions, generate};
+use crate::model::{Finish, Prompt, Sampling, generate, seed_of};
 
 pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let device = device::open(args.device.choice)?.device;
@@ -24,14 +24,15 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let prompt = encoder.prompt_ids(&args.prompt).map_err(|e| e.context("--prompt"))?;
     let model = build::load_frozen(&folder, Dtype::F32, &device, &screen)?;
     plan::covers(model.config(), &tokenizer, "model")?;
-    let options = GenerateOptions { max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
+    let sampling = Sampling { temperature: args.temperature, top_p: args.top_p };
+    let prompt = Prompt { tokens: prompt, max_tokens: args.max_tokens, seed: seed_of(args.seed) };
     let mut text = Stream::new(&tokenizer);
-    let finish = generate(&model, &prompt, tokenizer.eos_ids(), &options, |token| text.push(token))?;
+    let finish = generate(&model, &[prompt], tokenizer.eos_ids(), sampling, |_, token| text.push(token))?;
     text.end()?;
-    match finish {
-        Finish::Stop => {}
-        Finish::Length => screen.line(&format!("(stopped at --max-tokens {})", args.max_tokens)),
-        Finish::Context => screen.line("(stopped: the model's context is full)"),
+    match finish[..] {
+        [Finish::Length] => screen.line(&format!("(stopped at --max-tokens {})", args.max_tokens)),
+        [Finish::Context] => screen.line("(stopped: the model's context is full)"),
+        _ => {}
     }
     Ok(Outcome::Done)
 }

@@ -112,15 +112,16 @@ impl Block {
         Ok((y, Saved { x: x.clone(), q, k, v, mixed, lse, middle, gate, up }))
     }
 
-    /// One row's next tokens in f32, `[T, D]` to `[T, D]`: keys and values before them come from the cache, and theirs are added.
-    pub fn forward_cached(&self, x: &Tensor, layout: &Layout, cache: &mut LayerCache) -> Result<Tensor> {
+    /// The next tokens of rows in f32, `[T, D]` to `[T, D]`: keys and values before them come from the cache, and theirs are
+    /// written to `slots`.
+    pub fn forward_cached(&self, x: &Tensor, layout: &Layout, cache: &LayerCache, slots: &[u32]) -> Result<Tensor> {
         let precision = Precision::F32;
         let h = self.attention_norm.forward(x)?;
         let (k, v) = (self.k.forward(&h, precision)?, self.v.forward(&h, precision)?);
         let q = self.q.forward(&h, precision)?;
         let (q, k) = self.rotated(&q, &k, &layout.rope, &layout.rope)?;
-        let (k, v) = cache.append(&k, &v)?;
-        let (mixed, _) = self.shape.forward(&layout.spans, &q, &k, &v)?;
+        let (k, v) = cache.write(slots, &k, &v)?;
+        let (mixed, _) = self.shape.forward(&layout.spans, &q, k, v)?;
         let middle = self.o.forward_onto(&mixed, x, precision)?;
         let (gate, up) = self.gate_and_up(&middle, precision)?;
         Ok(self.down.forward_onto(&swiglu(&gate, &up)?, &middle, precision)?)

@@ -7,14 +7,14 @@ use candle_core::{Device, Tensor};
 
 use super::block::{Asked, Block, Layout, Saved};
 use super::config::ModelConfig;
-use super::kv_cache::{KvCache, LayerCache};
+use super::kv_cache::KvCache;
 use super::parameter::{Parameter, Parameters};
 use super::tensors::{EMBEDDING, FINAL_NORM, HEAD};
 use super::weights::Weights;
 use crate::corpus::Batch;
 use crate::device::moved;
 use crate::error::{Error, Result};
-use crate::kernels::{Precision, RmsNorm, Rope, Span, Spans, add_rows};
+use crate::kernels::{Precision, RmsNorm, Rope, Span, Spans, add_rows, gather};
 
 /// A Llama-like causal language model.
 #[derive(Debug)]
@@ -155,25 +155,33 @@ impl Decoder {
         (block + 1 == self.blocks.len()).then_some(asked)
     }
 
-    /// Feeds the next tokens of one row and returns the final hidden state of the last, `[1, D]`.
-    pub fn next_hidden(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Tensor> {
-        if tokens.is_empty() {
+    /// Feeds rows their next tokens and returns the final hidden state of each row's last, `[rows, D]`, in f32. Each of `rows`
+    /// is a row's number in the cache and at least one token. `longest`: tokens a row may come to have; more is allowed.
+    pub fn advance(&self, rows: &[(usize, &[u32])], cache: &mut KvCache, longest: usize) -> Result<Tensor> {
+        if rows.iter().any(|(_, tokens)| tokens.is_empty()) {
             return Err(Error::input("there is no token to continue from"));
         }
-        cache.layers.resize_with(self.blocks.len(), LayerCache::default);
-        let start = cache.tokens;
-        let end = start + tokens.len();
-        let positions: Vec<u32> = (start as u32..end as u32).collect();
-        let layout = Layout {
-            spans: Spans::new(vec![Span { q: 0..tokens.len(), k: 0..end }], &self.device)?,
-            rope: self.rope(&positions)?,
-        };
-        let mut x = self.embed(tokens)?;
-        for (block, cache) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.forward_cached(&x, &layout, cache)?;
+        let needed = rows.iter().map(|(r, tokens)| cache.len(*r) + tokens.len()).max().unwrap_or(0);
+        // What a row may need is taken at once as long as it is not out of proportion.
+        let room = if needed <= cache.room() { needed } else { longest.min(4 * needed).max(needed) };
+        cache.reserve(room, self.blocks.len(), self.config.kv_heads * self.config.head_dim, &self.device)?;
+        let (mut spans, mut slots, mut positions, mut last) = (vec![], vec![], vec![], vec![]);
+        for (r, tokens) in rows {
+            let (start, end) = (cache.len(*r), cache.len(*r) + tokens.len());
+            let first = positions.len();
+            positions.extend(start as u32..end as u32);
+            slots.extend((start..end).map(|position| cache.slot(*r, position) as u32));
+            spans.push(Span { q: first..positions.len(), k: cache.slot(*r, 0)..cache.slot(*r, end) });
+            last.push(positions.len() as u32 - 1);
         }
-        cache.tokens = end;
-        Ok(self.norm.forward(&x.narrow(0, tokens.len() - 1, 1)?)?)
+        let layout = Layout { spans: Spans::new(spans, &self.device)?, rope: self.rope(&positions)? };
+        let tokens: Vec<u32> = rows.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
+        let mut x = self.embed(&tokens)?;
+        for (block, layer) in self.blocks.iter().zip(&cache.layers) {
+            x = block.forward_cached(&x, &layout, layer, &slots)?;
+        }
+        rows.iter().for_each(|(r, tokens)| cache.lengths[*r] += tokens.len());
+        Ok(self.norm.forward(&gather(&x, &last)?)?)
     }
 
     /// Where all tokens attend, and where the targets do.

@@ -8,6 +8,7 @@ pub mod gguf;
 mod kv_cache;
 mod parameter;
 mod rope;
+mod sample;
 mod tensors;
 mod weights;
 
@@ -15,11 +16,12 @@ use std::path::Path;
 
 pub use config::{Family, ModelConfig};
 pub use decoder::{Decoder, Keep, Trace};
-pub use generate::{Finish, GenerateOptions, generate};
+pub use generate::{Finish, Prompt, generate, seed_of};
 pub use gguf::Gguf;
 pub use kv_cache::KvCache;
 pub use parameter::{Parameter, Parameters};
 pub use rope::RopeScaling;
+pub use sample::{Sampler, Sampling};
 pub use tensors::TensorSpec;
 use weights::load_frozen as load_frozen_weights;
 pub use weights::{Weights, load as load_weights, load_some as load_some_weights, weight_files};

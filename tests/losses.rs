@@ -2,11 +2,17 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use distill::corpus::{Batch, Row, RowRef};
+use distill::kernels::{GradSlot, Precision};
 use distill::loss::{
-    Divergence, ForwardKl, Jsd, LogitRow, ReverseKl, SkewKl, SkewReverseKl, Terms, Tvd, cross_entropy_row,
+    Counts, Divergence, ForwardKl, Jsd, LogitRow, Objective, Part, Path as Way, Ramp, ReverseKl, SkewKl, SkewReverseKl,
+    StudentHead, Sums, Terms, Tvd, cross_entropy_row,
 };
-use distill::signal::TopKRow;
+use distill::signal::{TeacherSignal, TopKRow};
 
 const TEACHER: [[f32; 4]; 2] = [[2.0, 1.0, 0.0, -1.0], [0.5, -0.5, 3.0, 0.0]];
 const STUDENT: [[f32; 4]; 2] = [[1.0, 1.0, 0.5, -0.5], [0.0, 0.0, 1.0, 2.0]];
@@ -432,5 +438,102 @@ fn a_truncated_teacher_pulls_finitely_and_exactly_at_a_student_that_is_sure() {
             };
             assert!((*got as f64 - want).abs() < 1e-6, "{sure}, token {i}: {got} instead of {want}");
         }
+    }
+}
+
+const WIDTH: usize = 6;
+const VOCAB: usize = 37;
+
+/// Twelve targets of two rows.
+fn batch(generated: bool) -> Batch {
+    let row = |seed: usize| Row {
+        tokens: (0..7).map(|t| ((t * 5 + seed) % VOCAB) as u32).collect(),
+        targets: (0..7).map(|t| t > 0).collect(),
+        source: RowRef { digest: [seed as u8; 32], file: Arc::new(PathBuf::from("test.jsonl")), line: 1 },
+    };
+    Batch { generated, ..Batch::new(&[row(1), row(2)]) }
+}
+
+/// One micro-batch through an objective: its sums, ∂/∂hidden and the head's gradient.
+fn outcome(objective: &mut Objective, batch: &Batch, counts: Counts) -> (Sums, Vec<f32>, Vec<f32>) {
+    let n = batch.valid_tokens();
+    let tensor = |n: usize, width, seed| Tensor::from_vec(noise(n * width, seed), (n, width), &Device::Cpu).unwrap();
+    let (hidden, weight) = (tensor(n, WIDTH, 3), tensor(VOCAB, WIDTH, 4));
+    let slot = GradSlot::of(&weight).unwrap();
+    let head = StudentHead { weight: &weight, grad: Some(&slot), precision: Precision::F32 };
+    let signal = TeacherSignal::Dense { logits: noise(n * VOCAB, 5), vocab_size: VOCAB };
+    let out = objective.run(&hidden, &head, Some(&signal), batch, counts).unwrap();
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1().unwrap();
+    (out.sums, values(&out.d_hidden), values(slot.tensor()))
+}
+
+fn part(name: &str, weight: f64, divergence: Box<dyn Divergence>) -> Part {
+    Part { name: name.into(), weight, divergence }
+}
+
+#[test]
+fn a_mixture_is_the_weighted_sum_of_its_parts_each_with_its_power_of_the_temperature() {
+    let (batch, counts) = (batch(false), Counts { targets: 20, labels: 20 });
+    let parts = || vec![part("forward_kl", 0.7, Box::new(ForwardKl)), part("tvd", 2.0, Box::new(Terms(Tvd)))];
+    let mixed = |parts, w| Objective::mixed(parts, Ramp::Constant(2.0), Ramp::Constant(w), true);
+    let mut whole = mixed(parts(), 0.25);
+    let (sums, d_hidden, d_head) = outcome(&mut whole, &batch, counts);
+    let mut expected = (0.0, vec![0.0f32; d_hidden.len()], vec![0.0f32; d_head.len()]);
+    for (i, part) in parts().into_iter().enumerate() {
+        let name = part.name.clone();
+        let mut alone = mixed(vec![part], 0.0);
+        let (own, d_own, d_own_head) = outcome(&mut alone, &batch, counts);
+        assert_eq!(whole.parts_of(&sums)[i], (name.as_str(), own.divergences[0] / 12.0));
+        expected.0 += 0.75 * alone.loss(&own);
+        for (sum, own) in [(&mut expected.1, d_own), (&mut expected.2, d_own_head)] {
+            sum.iter_mut().zip(own).for_each(|(sum, own)| *sum += 0.75 * own);
+        }
+    }
+    let mut hard = Objective::cross_entropy();
+    let (own, d_own, d_own_head) = outcome(&mut hard, &batch, counts);
+    expected.0 += 0.25 * hard.loss(&own);
+    for (sum, own) in [(&mut expected.1, d_own), (&mut expected.2, d_own_head)] {
+        sum.iter_mut().zip(own).for_each(|(sum, own)| *sum += 0.25 * own);
+    }
+    // The sums are of the batch, so that loss() divides by its twelve targets and twelve labels.
+    assert!((whole.loss(&sums) - expected.0).abs() < 1e-9, "{} {}", whole.loss(&sums), expected.0);
+    for (got, want) in [(d_hidden, expected.1), (d_head, expected.2)] {
+        let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() < 1e-5 * largest));
+    }
+}
+
+#[test]
+fn what_the_student_wrote_is_no_label_and_the_cross_entropy_is_over_the_corpus_alone() {
+    let objective = |w| Objective::distillation(Box::new(ForwardKl), 1.0, w, true);
+    let counts = Counts::of(&[batch(false), batch(true)]);
+    assert_eq!(counts, Counts { targets: 24, labels: 12 });
+    // Rows of the student's own: the divergence alone, at its weight.
+    let (sums, d_hidden, d_head) = outcome(&mut objective(0.5), &batch(true), counts);
+    assert_eq!((sums.targets, sums.labels, sums.cross_entropy), (12, 0, None));
+    let (_, pure, pure_head) = outcome(&mut objective(0.0), &batch(true), counts);
+    for (half, whole) in d_hidden.iter().chain(&d_head).zip(pure.iter().chain(&pure_head)) {
+        assert!((half - 0.5 * whole).abs() < 1e-7);
+    }
+    // A step of both: the loss divides each by what it is over.
+    let mut total = outcome(&mut objective(0.5), &batch(false), counts).0;
+    let corpus = total.clone();
+    total += &sums;
+    let d = 0.5 * (corpus.divergences[0] + sums.divergences[0]) / 24.0;
+    let ce = 0.5 * corpus.cross_entropy.unwrap() / 12.0;
+    assert!((objective(0.5).loss(&total) - d - ce).abs() < 1e-12);
+}
+
+#[test]
+fn a_moving_temperature_and_weight_are_those_of_the_step() {
+    let ramp = |from, to| Ramp::Moving { from, to, path: Way::Linear, steps: 5 };
+    let moving = || Objective::mixed(vec![part("kl", 1.0, Box::new(ForwardKl))], ramp(4.0, 2.0), ramp(0.0, 0.8), true);
+    let (batch, counts) = (batch(false), Counts { targets: 12, labels: 12 });
+    for (step, temperature, w) in [(0, 4.0, 0.0), (2, 3.0, 0.4), (4, 2.0, 0.8), (9, 2.0, 0.8)] {
+        let mut objective = moving();
+        objective.move_to(step);
+        assert_eq!((objective.needs().temperature, objective.temperature()), (temperature, temperature));
+        let mut fixed = Objective::distillation(Box::new(ForwardKl), temperature, w, true);
+        assert_eq!(outcome(&mut objective, &batch, counts), outcome(&mut fixed, &batch, counts), "step {step}");
     }
 }

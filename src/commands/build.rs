@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use candle_core::Device;
 
-use crate::config::objective::divergence;
+use crate::config::objective::objective;
 use crate::config::plan::{Plan, model_folder};
 use crate::config::{Dtype, Schedule, StudentSource, TeacherConfig, TeacherKind, Word};
 use crate::corpus::{Batch, Row};
@@ -15,7 +15,6 @@ use crate::device::{Devices, allow_tf32};
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate};
 use crate::kernels::Precision;
-use crate::loss::Objective;
 use crate::metrics::Screen;
 use crate::model::{Decoder, Gguf, Keep, ModelConfig};
 use crate::student;
@@ -132,24 +131,10 @@ pub fn student(plan: &Plan, teacher: Option<&AnyTeacher>, screen: &Screen) -> Re
     }
 }
 
-/// What the config's loss minimises.
-pub fn objective(plan: &Plan) -> Objective {
-    let loss = &plan.config.loss;
-    match divergence(loss) {
-        None => Objective::cross_entropy(),
-        Some(divergence) => Objective::distillation(
-            divergence,
-            loss.temperature,
-            loss.hard_label_weight,
-            loss.scale_by_temperature_squared,
-        ),
-    }
-}
-
 /// Teacher, student, objective and optimizer as one step needs them.
 pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a dyn Teacher>, student: &'a Decoder) -> Result<Stepper<'a>> {
     let train = &plan.config.train;
-    let objective = objective(plan);
+    let objective = objective(&plan.config.loss, plan.total_steps);
     let config = AdamWConfig {
         beta1: train.beta1,
         beta2: train.beta2,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::build::{self, AnyTeacher};
 use crate::cache::Reader;
 use crate::config::plan::Plan;
-use crate::config::{Dtype, LossKind, StudentSource, Word};
+use crate::config::{DivergenceConfig, Dtype, LossConfig, LossKind, Scheduled, StudentSource, Word};
 use crate::corpus::{Loader, Row, TextTokenizer};
 use crate::error::Result;
 use crate::kernels::Precision;
@@ -72,29 +72,7 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         let rows = Count(held_out.rows.len() as u64);
         line("held out", format!("{rows} rows, {} targets{rejected}", Count(targets as u64)));
     }
-    let loss = &config.loss;
-    line(
-        "loss",
-        match loss.kind {
-            LossKind::CrossEntropy => "cross_entropy".into(),
-            kind => {
-                let scale = if kind == LossKind::Tvd { " (× T)" } else { " (× T²)" };
-                let mixture = match (loss.beta, loss.lambda) {
-                    (Some(beta), _) if loss.normalize == Some(true) => format!(" with beta = {beta}, normalised,"),
-                    (Some(beta), _) => format!(" with beta = {beta}"),
-                    (None, Some(lambda)) => format!(" with lambda = {lambda}"),
-                    (None, None) => String::new(),
-                };
-                format!(
-                    "{}{mixture} at T = {}{}, hard_label_weight = {}",
-                    kind.word(),
-                    loss.temperature,
-                    if loss.scale_by_temperature_squared && loss.temperature != 1.0 { scale } else { "" },
-                    loss.hard_label_weight
-                )
-            }
-        },
-    );
+    line("loss", loss_line(&config.loss));
     let train = &config.train;
     let items = if config.data.packing { "packs" } else { "rows" };
     let per_step = match config.data.packing {
@@ -144,6 +122,33 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         ),
     );
     lines
+}
+
+fn loss_line(loss: &LossConfig) -> String {
+    let parts: Vec<String> = loss.divergences().map(|(part, weight)| divergence(part, weight)).collect();
+    if parts.is_empty() {
+        return "cross_entropy".into();
+    }
+    let warm = loss.temperature != Scheduled::Constant(1.0) && loss.scale_by_temperature_squared;
+    let is_tvd = |part: &DivergenceConfig| part.kind == LossKind::Tvd;
+    let scale = match loss.divergences().filter(|(part, _)| is_tvd(part)).count() {
+        _ if !warm => "",
+        0 => " (× T²)",
+        n if n == parts.len() => " (× T)",
+        _ => " (× T², of tvd × T)",
+    };
+    format!("{} at T = {}{scale}, hard_label_weight = {}", parts.join(" + "), loss.temperature, loss.hard_label_weight)
+}
+
+fn divergence(part: &DivergenceConfig, weight: f64) -> String {
+    let times = if weight == 1.0 { String::new() } else { format!("{weight} ") };
+    let mixture = match (part.beta, part.lambda) {
+        (Some(beta), _) if part.normalize == Some(true) => format!(" (beta = {beta}, normalised)"),
+        (Some(beta), _) => format!(" (beta = {beta})"),
+        (None, Some(lambda)) => format!(" (lambda = {lambda})"),
+        (None, None) => String::new(),
+    };
+    format!("{times}{}{mixture}", part.kind.word())
 }
 
 /// What a cache holds, on one line.

@@ -112,12 +112,16 @@ pub(super) fn cache_fits(
 ) -> Result<()> {
     cache_of_rows(cache, encoder, config.data.loss_on)?;
     let header = cache.header();
-    let temperature = config.loss.temperature;
-    if header.codec != Codec::Dense && header.temperature(temperature).is_none() {
+    let known = match config.loss.temperature {
+        _ if header.codec == Codec::Dense => true,
+        Scheduled::Constant(temperature) => header.temperature(temperature).is_some(),
+        Scheduled::Moving { .. } => false,
+    };
+    if !known {
         return Err(Error::input(format!(
-            "loss.temperature = {temperature}, but the teacher's cache knows what it left out at {:?} alone: take one of \
-             these, or cache again with this config",
-            header.temperatures
+            "loss.temperature = {}, but the teacher's cache knows what it left out at {:?} alone: take one of these, or cache \
+             again with this config",
+            config.loss.temperature, header.temperatures
         )));
     }
     fits_student(cache, student)?;

@@ -4,18 +4,20 @@ use super::types::*;
 use crate::cache::Codec;
 use crate::device::Devices;
 use crate::error::{Error, Result};
-use crate::loss::{Divergence, ForwardKl, Jsd, ReverseKl, SkewKl, SkewReverseKl, Terms, Tvd};
+use crate::loss::{
+    Divergence, ForwardKl, Jsd, Objective, Part, Path, Ramp, ReverseKl, SkewKl, SkewReverseKl, Terms, Tvd,
+};
 use crate::signal::{Capabilities, Needs};
 
-/// None: hard labels alone.
-pub fn divergence(loss: &LossConfig) -> Option<Box<dyn Divergence>> {
-    let lambda = loss.lambda.unwrap_or(LossConfig::LAMBDA) as f32;
-    Some(match loss.kind {
+/// The divergence that a kind names; not for `cross_entropy`, which is none.
+fn divergence(config: &DivergenceConfig) -> Option<Box<dyn Divergence>> {
+    let lambda = config.lambda.unwrap_or(LossConfig::LAMBDA) as f32;
+    Some(match config.kind {
         LossKind::CrossEntropy => return None,
         LossKind::ForwardKl => Box::new(ForwardKl),
         LossKind::ReverseKl => Box::new(Terms(ReverseKl)),
         LossKind::Jsd => {
-            Box::new(Terms(Jsd::new(loss.beta.unwrap_or(LossConfig::BETA), loss.normalize.unwrap_or(false))))
+            Box::new(Terms(Jsd::new(config.beta.unwrap_or(LossConfig::BETA), config.normalize.unwrap_or(false))))
         }
         LossKind::SkewKl => Box::new(Terms(SkewKl { lambda })),
         LossKind::SkewReverseKl => Box::new(Terms(SkewReverseKl { lambda })),
@@ -23,10 +25,44 @@ pub fn divergence(loss: &LossConfig) -> Option<Box<dyn Divergence>> {
     })
 }
 
+/// The parts that a config's loss adds up, named by their kinds; a kind that comes again is numbered.
+pub fn parts(loss: &LossConfig) -> Vec<Part> {
+    let mut parts: Vec<Part> = vec![];
+    for (config, weight) in loss.divergences() {
+        let Some(divergence) = divergence(config) else { continue };
+        let kind = config.kind.word();
+        let again = parts.iter().filter(|part| part.divergence.name() == kind).count();
+        let name = if again == 0 { kind.to_owned() } else { format!("{kind}_{}", again + 1) };
+        parts.push(Part { name, weight, divergence });
+    }
+    parts
+}
+
+/// What a config's loss minimises in a run of `steps`.
+pub fn objective(loss: &LossConfig, steps: u64) -> Objective {
+    let parts = parts(loss);
+    if parts.is_empty() {
+        return Objective::cross_entropy();
+    }
+    let ramp = |scheduled| match scheduled {
+        Scheduled::Constant(value) => Ramp::Constant(value),
+        Scheduled::Moving { from, to, schedule } => Ramp::Moving {
+            from,
+            to,
+            path: if schedule == Schedule::Cosine { Path::Cosine } else { Path::Linear },
+            steps,
+        },
+    };
+    Objective::mixed(parts, ramp(loss.temperature), ramp(loss.hard_label_weight), loss.scale_by_temperature_squared)
+}
+
 /// Refuses a loss that the teacher's signal or the student's device cannot serve. `stored` is the cache that is read or written through.
 pub(super) fn can_be_computed(loss: &LossConfig, stored: Option<&Codec>, devices: &Devices) -> Result<()> {
-    let Some(divergence) = divergence(loss) else { return Ok(()) };
-    let kind = loss.kind.word();
+    parts(loss).iter().try_for_each(|part| part_can_be_computed(part.divergence.as_ref(), stored, devices))
+}
+
+fn part_can_be_computed(divergence: &dyn Divergence, stored: Option<&Codec>, devices: &Devices) -> Result<()> {
+    let kind = divergence.name();
     let refuse = |what: String| Err(Error::input(format!("loss.kind = {kind:?} {what}")));
     if devices.student.device.is_cuda() && !divergence.on_gpus() {
         return refuse("is computed on the CPU alone: set student.device = \"cpu\", or use \"forward_kl\"".into());

@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use super::problem::{Place, Problems};
-use super::raw::{Node, Table, Value};
+use super::raw::{Node, Table, Value, shown_key};
 use super::schema;
-use super::types::Word;
+use super::types::{Schedule, Scheduled, Word};
 use crate::hub;
 
 /// What relative paths and hub ids are looked up in.
@@ -83,7 +83,33 @@ impl<'a> Reader<'a> {
         debug_assert!(schema::knows(key), "{key} is not in the schema");
         match key.split_once('.') {
             None => self.tree.get(key),
-            Some((section, key)) => self.section(section)?.get(key),
+            Some((section, key)) => match key.split_once("].") {
+                None => self.section(section)?.get(key),
+                Some((list, key)) => {
+                    let (list, i) = list.split_once('[')?;
+                    let Value::Array(items) = &self.section(section)?.get(list)?.value else { return None };
+                    match &items.get(i.parse::<usize>().ok()?)?.value {
+                        Value::Table(keys) => keys.get(key),
+                        _ => None,
+                    }
+                }
+            },
+        }
+    }
+
+    /// The number of tables in the list at `key`, whose keys are read as `key[i].name`.
+    pub fn items(&mut self, key: &str) -> usize {
+        match self.node(key).map(|node| &node.value) {
+            None => 0,
+            Some(Value::Array(items))
+                if !items.is_empty() && items.iter().all(|i| matches!(i.value, Value::Table(_))) =>
+            {
+                items.len()
+            }
+            Some(_) => {
+                self.outside(key, format!("a list of tables, each written as [[{key}]]"));
+                0
+            }
         }
     }
 
@@ -154,6 +180,48 @@ impl<'a> Reader<'a> {
             return default;
         }
         number
+    }
+
+    /// A number, or `{ from, to, schedule }`.
+    pub fn scheduled(&mut self, key: &str, default: f64, allowed: Numbers) -> Scheduled {
+        let Some(Node { value: Value::Table(keys), place }) = self.node(key) else {
+            return Scheduled::Constant(self.float(key, default, allowed));
+        };
+        let mut number = |name: &str| {
+            let number = match keys.get(name).map(|node| &node.value) {
+                Some(Value::Float(f)) => Some(*f),
+                Some(Value::Integer(i)) => Some(*i as f64),
+                _ => None,
+            };
+            let number = number.filter(|n| allowed.contain(*n));
+            if number.is_none() {
+                let shown = keys.get(name).map_or("missing".into(), |node| node.value.shown());
+                self.problems.add(*place, format!("{key}.{name} is {shown}: allowed: {}", allowed.allowed()));
+            }
+            number
+        };
+        let (from, to) = (number("from"), number("to"));
+        let schedule = match keys.get("schedule").map(|node| &node.value) {
+            None => Some(Schedule::Linear),
+            Some(Value::String(word)) => Schedule::ALL.iter().copied().find(|s| s.word() == word),
+            Some(_) => None,
+        };
+        match schedule {
+            Some(Schedule::Constant) | None => {
+                let shown = keys.get("schedule").map_or("\"linear\"".into(), |node| node.value.shown());
+                let wanted = "allowed: linear | cosine (for a constant, write a number alone)";
+                self.problems.add(*place, format!("{key}.schedule is {shown}: {wanted}"));
+            }
+            _ => {}
+        }
+        for (name, node) in keys.iter().filter(|(name, _)| !["from", "to", "schedule"].contains(&name.as_str())) {
+            let name = shown_key(name);
+            self.problems.add(node.place, format!("unknown key {key}.{name}: known are from, to, schedule"));
+        }
+        match (from, to, schedule) {
+            (Some(from), Some(to), Some(schedule)) => Scheduled::Moving { from, to, schedule },
+            _ => Scheduled::Constant(default),
+        }
     }
 
     pub fn flag(&mut self, key: &str, default: bool) -> bool {

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use super::problem::Place;
 use super::reader::{Numbers, Reader};
 use super::types::*;
 use crate::device::DeviceChoice;
@@ -25,7 +24,7 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
     let student = student(r, teacher.as_ref());
     let cache = cache(r, teacher.as_ref());
     let data = data(r);
-    let loss = loss(r);
+    let loss = super::loss::loss(r);
     let train = train(r);
     let eval = EvalConfig {
         every_steps: r.integer("eval.every_steps", 1).unwrap_or(100),
@@ -40,14 +39,14 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
     if eval.exact_match && data.as_ref().is_some_and(|data| data.loss_on == LossOn::All) {
         r.refuse("eval.exact_match", "needs data.loss_on = \"completion\": a prompt is no answer");
     }
-    let idle = loss.kind == LossKind::CrossEntropy && data.as_ref().is_some_and(|data| data.eval.is_none());
+    let idle = loss.is_cross_entropy() && data.as_ref().is_some_and(|data| data.eval.is_none());
     if teacher.is_some() && idle {
         r.refuse(
             "teacher.path",
             "is never asked: cross_entropy does not need it, and there is no data.eval to compare on",
         );
     }
-    if loss.kind == LossKind::CrossEntropy && cache.as_ref().is_some_and(|cache| cache.write_through) {
+    if loss.is_cross_entropy() && cache.as_ref().is_some_and(|cache| cache.write_through) {
         r.refuse("cache.write_through", "has no effect with loss.kind = \"cross_entropy\", which asks no teacher");
     }
     let output = output_config(r, output);
@@ -241,57 +240,6 @@ fn data(r: &mut Reader<'_>) -> Option<DataConfig> {
         on_bad_record: r.choice("data.on_bad_record", OnBadRecord::Fail, OnBadRecord::ALL, &[]),
     };
     Some(DataConfig { train: train?, ..rest })
-}
-
-fn loss(r: &mut Reader<'_>) -> LossConfig {
-    let before = r.has("loss.kind");
-    let kind = r.choice("loss.kind", LossKind::ForwardKl, LossKind::ALL, &[]);
-    let (jsd, skewed) = (kind == LossKind::Jsd, matches!(kind, LossKind::SkewKl | LossKind::SkewReverseKl));
-    for (key, used, owners) in [
-        ("loss.beta", jsd, "\"jsd\""),
-        ("loss.normalize", jsd, "\"jsd\""),
-        ("loss.lambda", skewed, "\"skew_kl\" and \"skew_reverse_kl\""),
-    ] {
-        if r.has(key) && !used {
-            r.refuse(key, format!("is not used by loss.kind = {:?}, but by {owners}", kind.word()));
-        }
-    }
-    let beta = r.float("loss.beta", LossConfig::BETA, Numbers::Mixture);
-    let lambda = r.float("loss.lambda", LossConfig::LAMBDA, Numbers::Mixture);
-    let normalize = r.flag("loss.normalize", false);
-    let loss = LossConfig {
-        kind,
-        temperature: r.float("loss.temperature", 1.0, Numbers::Temperature),
-        hard_label_weight: r.float("loss.hard_label_weight", 0.0, Numbers::Fraction),
-        scale_by_temperature_squared: r.flag("loss.scale_by_temperature_squared", true),
-        beta: jsd.then_some(beta),
-        lambda: skewed.then_some(lambda),
-        normalize: jsd.then_some(normalize),
-    };
-    match kind {
-        LossKind::CrossEntropy => {
-            for (key, changed) in [
-                ("loss.temperature", loss.temperature != 1.0),
-                ("loss.hard_label_weight", loss.hard_label_weight != 0.0),
-                ("loss.scale_by_temperature_squared", !loss.scale_by_temperature_squared),
-            ] {
-                if changed {
-                    r.refuse(key, "has no effect with loss.kind = \"cross_entropy\": leave it out");
-                }
-            }
-        }
-        _ if r.section("teacher").is_none() => {
-            let wants =
-                "needs a [teacher]: add one, or set loss.kind = \"cross_entropy\" to train on hard labels alone";
-            if !before {
-                r.problems.add(Place::Nowhere, format!("loss.kind = \"forward_kl\" (the default) {wants}"));
-            } else if r.text("loss.kind") == Some(kind.word()) {
-                r.refuse("loss.kind", wants);
-            }
-        }
-        _ => {}
-    }
-    loss
 }
 
 fn train(r: &mut Reader<'_>) -> TrainConfig {

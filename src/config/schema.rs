@@ -37,6 +37,7 @@ pub const SECTIONS: &[Section] = &[
             "beta",
             "lambda",
             "normalize",
+            "mix",
         ],
         later: &["tail"],
     },
@@ -71,7 +72,28 @@ pub const SECTIONS: &[Section] = &[
 pub fn knows(key: &str) -> bool {
     match key.split_once('.') {
         None => TOP.contains(&key),
-        Some((section, key)) => SECTIONS.iter().any(|s| s.name == section && s.keys.contains(&key)),
+        Some((section, key)) => match key.split_once("].") {
+            None => SECTIONS.iter().any(|s| s.name == section && s.keys.contains(&key)),
+            Some((list, key)) => section == "loss" && list.starts_with("mix[") && MIX.contains(&key),
+        },
+    }
+}
+
+/// Keys of an element of [[loss.mix]].
+pub const MIX: &[&str] = &["kind", "weight", "beta", "lambda", "normalize"];
+
+/// Reports the keys that no element of [[loss.mix]] has.
+fn check_mix(mix: &Node, problems: &mut Problems) {
+    let Value::Array(items) = &mix.value else { return };
+    for (i, item) in items.iter().enumerate() {
+        let Value::Table(keys) = &item.value else { continue };
+        for (key, node) in keys.iter().filter(|(key, _)| !MIX.contains(&key.as_str())) {
+            let hint = match closest(key, MIX) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => format!("known in [[loss.mix]]: {}", MIX.join(", ")),
+            };
+            problems.add(node.place, format!("unknown key loss.mix[{i}].{}: {hint}", shown_key(key)));
+        }
     }
 }
 
@@ -107,6 +129,8 @@ fn check_key(section: &Section, key: &str, node: &Node, problems: &mut Problems)
             None => format!("known in [{name}]: {}", section.keys.join(", ")),
         };
         problems.add(node.place, format!("unknown key {name}.{}: {hint}", shown_key(key)));
+    } else if (name, key) == ("loss", "mix") {
+        check_mix(node, problems);
     }
 }
 

@@ -235,11 +235,22 @@ pub struct DataConfig {
 /// total = (1 − w) · T² · divergence + w · cross-entropy, w = `hard_label_weight`; `cross_entropy` uses neither.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LossConfig {
-    pub kind: LossKind,
-    pub temperature: f64,
-    pub hard_label_weight: f64,
+    /// None: a mixture.
+    #[serde(flatten)]
+    pub divergence: Option<DivergenceConfig>,
+    pub temperature: Scheduled,
+    pub hard_label_weight: Scheduled,
     /// `false` drops the T² (of tvd, the T).
     pub scale_by_temperature_squared: bool,
+    /// Parts of the divergence, in place of a kind.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mix: Vec<MixConfig>,
+}
+
+/// A kind and what it is made with.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DivergenceConfig {
+    pub kind: LossKind,
     /// Of jsd: the teacher's share in the mixture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta: Option<f64>,
@@ -251,9 +262,55 @@ pub struct LossConfig {
     pub normalize: Option<bool>,
 }
 
+/// One divergence of a weighted sum.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MixConfig {
+    #[serde(flatten)]
+    pub divergence: DivergenceConfig,
+    pub weight: f64,
+}
+
+/// A number, or its way through the run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Scheduled {
+    Constant(f64),
+    Moving { from: f64, to: f64, schedule: Schedule },
+}
+
+impl Scheduled {
+    /// The value of a number that does not move.
+    pub fn constant(self) -> Option<f64> {
+        match self {
+            Self::Constant(value) => Some(value),
+            Self::Moving { .. } => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Scheduled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Constant(value) => write!(f, "{value}"),
+            Self::Moving { from, to, schedule } => write!(f, "{from} to {to} ({})", schedule.word()),
+        }
+    }
+}
+
 impl LossConfig {
     pub const BETA: f64 = 0.5;
     pub const LAMBDA: f64 = 0.1;
+
+    /// Whether hard labels are all there is.
+    pub fn is_cross_entropy(&self) -> bool {
+        self.divergence.as_ref().is_some_and(|d| d.kind == LossKind::CrossEntropy)
+    }
+
+    /// The divergences that are added up, each with its weight. None with hard labels alone.
+    pub fn divergences(&self) -> impl Iterator<Item = (&DivergenceConfig, f64)> {
+        let single = self.divergence.iter().filter(|d| d.kind != LossKind::CrossEntropy).map(|d| (d, 1.0));
+        single.chain(self.mix.iter().map(|part| (&part.divergence, part.weight)))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

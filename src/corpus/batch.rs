@@ -49,6 +49,8 @@ pub struct Batch {
     pub cu_targets: Vec<usize>,
     /// One per row: `[R]`.
     pub rows: Vec<RowRef>,
+    /// The student wrote the targets itself: they are no labels.
+    pub generated: bool,
 }
 
 impl Batch {
@@ -62,6 +64,7 @@ impl Batch {
             labels: vec![],
             cu_targets: vec![0],
             rows: vec![],
+            generated: false,
         };
         for row in rows {
             let start = batch.tokens.len();

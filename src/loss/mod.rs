@@ -12,6 +12,7 @@ mod objective;
 mod on_gpu;
 #[cfg(test)]
 mod on_gpu_tests;
+mod ramp;
 mod reverse_kl;
 mod row;
 mod skew_kl;
@@ -22,8 +23,9 @@ pub use cross_entropy::cross_entropy_row;
 pub use driver::{ChunkedLogits, StudentHead};
 pub use forward_kl::ForwardKl;
 pub use jsd::Jsd;
-pub use objective::{Objective, Output, Sums};
+pub use objective::{Counts, MOST_PARTS, Objective, Output, Part, Sums};
 pub(crate) use objective::{checked_sampled, checked_teacher_row, checked_top_k};
+pub use ramp::{Path, Ramp};
 pub use reverse_kl::ReverseKl;
 pub use row::{Divergence, LogitRow};
 pub use skew_kl::{SkewKl, SkewReverseKl};

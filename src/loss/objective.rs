@@ -1,30 +1,64 @@
-//! What a step minimises: (1 − w) · T² · D(p_T, q_T) + w · cross-entropy, summed over targets and divided once.
+//! What a step minimises: (1 − w) · Σ weight · T² · D(p_T, q_T) + w · cross-entropy, summed over targets and divided once.
 
 use candle_core::Tensor;
 
 use super::cross_entropy::cross_entropy_row;
 use super::driver::{ChunkedLogits, StudentHead};
+use super::ramp::Ramp;
 use super::row::{Divergence, LogitRow};
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
-use crate::kernels::RowScales;
 use crate::signal::{Needs, SampledRow, TeacherRow, TeacherSignal, TopKRow};
 
 /// Undivided sums over targets, in nats. What was not computed is None.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sums {
     pub targets: usize,
-    /// Σ D at temperature T, before T².
-    pub divergence: Option<f64>,
+    /// Σ of each part's divergence at the step's temperature, before its weight and any power of T. Empty: no teacher.
+    pub divergences: Vec<f64>,
+    /// Targets whose labels are the corpus's, over which the cross-entropy is.
+    pub labels: usize,
     pub cross_entropy: Option<f64>,
 }
 
-impl std::ops::AddAssign for Sums {
-    fn add_assign(&mut self, other: Self) {
-        let add = |a: Option<f64>, b: Option<f64>| a.map_or(b, |a| Some(a + b.unwrap_or(0.0)));
+impl std::ops::AddAssign<&Self> for Sums {
+    fn add_assign(&mut self, other: &Self) {
         self.targets += other.targets;
-        self.divergence = add(self.divergence, other.divergence);
-        self.cross_entropy = add(self.cross_entropy, other.cross_entropy);
+        self.labels += other.labels;
+        if self.divergences.is_empty() {
+            self.divergences = other.divergences.clone();
+        } else {
+            self.divergences.iter_mut().zip(&other.divergences).for_each(|(sum, more)| *sum += more);
+        }
+        self.cross_entropy = match (self.cross_entropy, other.cross_entropy) {
+            (None, more) => more,
+            (sum, None) => sum,
+            (Some(sum), Some(more)) => Some(sum + more),
+        };
+    }
+}
+
+/// What the losses of a whole optimizer step are divided by, known before its first forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// The divergence.
+    pub targets: usize,
+    /// The cross-entropy: targets of rows that the student wrote itself have no label.
+    pub labels: usize,
+}
+
+impl Counts {
+    pub fn of(micro: &[Batch]) -> Self {
+        let targets = micro.iter().map(Batch::valid_tokens).sum();
+        let written = micro.iter().filter(|batch| batch.generated).map(Batch::valid_tokens).sum::<usize>();
+        Self { targets, labels: targets - written }
+    }
+}
+
+/// Of a step without rows that the student wrote.
+impl From<usize> for Counts {
+    fn from(targets: usize) -> Self {
+        Self { targets, labels: targets }
     }
 }
 
@@ -34,13 +68,24 @@ pub struct Output {
     pub d_hidden: Tensor,
 }
 
+/// One divergence of an objective.
+pub struct Part {
+    /// In the logs.
+    pub name: String,
+    /// How much it counts.
+    pub weight: f64,
+    pub divergence: Box<dyn Divergence>,
+}
+
 /// Weights and temperature of a training loss, with its buffers.
 pub struct Objective {
-    pub(super) divergence: Option<Box<dyn Divergence>>,
-    temperature: f64,
-    /// T² (Hinton et al. 2015), or 1 when scaling is off.
-    divergence_scale: f64,
-    hard_label_weight: f64,
+    pub(super) parts: Vec<Part>,
+    temperature: Ramp,
+    /// T² (Hinton et al. 2015) times each part whose gradient falls so with T.
+    scale_by_temperature_squared: bool,
+    hard_label_weight: Ramp,
+    /// The step that the ramps are at.
+    step: u64,
     pub(super) logits: ChunkedLogits,
 }
 
@@ -52,36 +97,62 @@ impl Objective {
         hard_label_weight: f64,
         scale_by_temperature_squared: bool,
     ) -> Self {
-        let power = if scale_by_temperature_squared { divergence.temperature_power() } else { 0 };
+        let part = Part { name: divergence.name().into(), weight: 1.0, divergence };
+        let [temperature, hard_label_weight] = [temperature, hard_label_weight].map(Ramp::Constant);
+        Self::mixed(vec![part], temperature, hard_label_weight, scale_by_temperature_squared)
+    }
+
+    /// [`Self::distillation`] by a weighted sum of divergences, with a temperature and a weight of hard labels that may move.
+    pub fn mixed(
+        parts: Vec<Part>,
+        temperature: Ramp,
+        hard_label_weight: Ramp,
+        scale_by_temperature_squared: bool,
+    ) -> Self {
         Self {
-            divergence: Some(divergence),
+            parts,
             temperature,
-            divergence_scale: temperature.powi(power),
+            scale_by_temperature_squared,
             hard_label_weight,
+            step: 0,
             logits: ChunkedLogits::default(),
         }
     }
 
     /// Hard labels alone.
     pub fn cross_entropy() -> Self {
-        Self {
-            divergence: None,
-            temperature: 1.0,
-            divergence_scale: 1.0,
-            hard_label_weight: 1.0,
-            logits: ChunkedLogits::default(),
-        }
+        Self::mixed(vec![], Ramp::Constant(1.0), Ramp::Constant(1.0), true)
     }
 
     /// Whether a teacher has to speak.
     pub fn uses_teacher(&self) -> bool {
-        self.divergence.is_some()
+        !self.parts.is_empty()
     }
 
     /// What the teacher has to give.
     pub fn needs(&self) -> Needs {
-        let full_distribution = self.divergence.as_ref().is_some_and(|d| d.needs_full_distribution());
-        Needs { full_distribution, temperature: self.temperature }
+        let full_distribution = self.parts.iter().any(|part| part.divergence.needs_full_distribution());
+        Needs { full_distribution, temperature: self.temperature() }
+    }
+
+    /// Sets what moves to 0-based step `step`.
+    pub fn move_to(&mut self, step: u64) {
+        self.step = step;
+    }
+
+    /// T of the step.
+    pub fn temperature(&self) -> f64 {
+        self.temperature.at(self.step)
+    }
+
+    /// w of the step.
+    pub fn hard_label_weight(&self) -> f64 {
+        self.hard_label_weight.at(self.step)
+    }
+
+    /// Whether temperature and hard_label_weight move.
+    pub fn moves(&self) -> (bool, bool) {
+        (self.temperature.moves(), self.hard_label_weight.moves())
     }
 
     /// Targets per chunk of logits, instead of as many as the memory limit allows: the results do not depend on it.
@@ -90,16 +161,33 @@ impl Objective {
         self
     }
 
+    /// What a part's divergence is multiplied by: its weight and its power of T.
+    fn factor(&self, part: &Part) -> f64 {
+        let power = if self.scale_by_temperature_squared { part.divergence.temperature_power() } else { 0 };
+        part.weight * self.temperature().powi(power)
+    }
+
+    /// Each part's name and its unweighted mean per target, in nats.
+    pub fn parts_of(&self, sums: &Sums) -> Vec<(&str, f64)> {
+        let n = sums.targets.max(1) as f64;
+        self.parts.iter().zip(&sums.divergences).map(|(part, sum)| (part.name.as_str(), sum / n)).collect()
+    }
+
+    /// The parts' weighted sum per target, in nats at the step's temperature, before any power of T. None without a teacher.
+    pub fn divergence(&self, sums: &Sums) -> Option<f64> {
+        let weighted = self.parts.iter().zip(self.parts_of(sums)).map(|(part, (_, mean))| part.weight * mean);
+        self.uses_teacher().then(|| weighted.sum())
+    }
+
     /// The step's loss in nats per target: what is logged is what is differentiated.
     pub fn loss(&self, sums: &Sums) -> f64 {
-        let n = sums.targets.max(1) as f64;
-        let w = self.hard_label_weight;
-        (1.0 - w) * self.divergence_scale * sums.divergence.unwrap_or(0.0) / n
-            + w * sums.cross_entropy.unwrap_or(0.0) / n
+        let w = self.hard_label_weight();
+        let scaled = self.parts.iter().zip(self.parts_of(sums)).map(|(part, (_, mean))| self.factor(part) * mean);
+        (1.0 - w) * scaled.sum::<f64>() + w * sums.cross_entropy.unwrap_or(0.0) / sums.labels.max(1) as f64
     }
 
     /// Runs one micro-batch. `hidden` holds the student's final states at the target rows, `[N, D]`; `valid` is the
-    /// number of targets of the whole optimizer step. The head's gradient is added to its slot.
+    /// number of targets of the whole optimizer step, or its [`Counts`]. The head's gradient is added to its slot.
     ///
     /// Fails on teacher logits that are NaN or +∞, naming the row. A batch without targets gives zeros.
     pub fn run(
@@ -108,58 +196,77 @@ impl Objective {
         head: &StudentHead,
         signal: Option<&TeacherSignal>,
         batch: &Batch,
-        valid: usize,
+        valid: impl Into<Counts>,
     ) -> Result<Output> {
-        let w = self.hard_label_weight;
-        let n = valid.max(1) as f64;
-        let divergence_scale = ((1.0 - w) * self.divergence_scale / n) as f32;
-        let label_scale = (w / n) as f32;
-        let inverse_temperature = (1.0 / self.temperature) as f32;
-        let divergence = self.divergence.as_deref();
+        let counts: Counts = valid.into();
+        let (w, n) = (self.hard_label_weight(), counts.targets.max(1) as f64);
+        let scales: Vec<f32> = self.parts.iter().map(|part| ((1.0 - w) * self.factor(part) / n) as f32).collect();
+        // What the student wrote itself is no label.
+        let label_scale = if batch.generated { 0.0 } else { (w / counts.labels.max(1) as f64) as f32 };
+        let inverse_temperature = (1.0 / self.temperature()) as f32;
         if hidden.device().is_cuda() {
-            let scales = RowScales { inverse_temperature, divergence: divergence_scale, label: label_scale };
+            let scales = Scales { inverse_temperature, parts: scales, label: label_scale };
             return self.run_on_gpu(hidden, head, signal, batch, scales);
         }
+        let parts = &self.parts;
         let row = |i: usize, teacher: Option<TeacherRow>, student: &[f32], gradient: Option<&mut [f32]>| {
             let Some(gradient) = gradient else { return Err(Error::run("a training row without a gradient")) };
             let q = LogitRow::new(student, 1.0);
-            let d = match (divergence, teacher) {
-                (Some(divergence), Some(teacher)) => {
-                    let q = if inverse_temperature == 1.0 { q } else { LogitRow::new(student, inverse_temperature) };
-                    let into = Some((&mut *gradient, divergence_scale));
-                    match teacher {
-                        TeacherRow::Logits(logits) => {
-                            let p = checked_teacher_row(logits, inverse_temperature, batch, i)?;
-                            divergence.row(p, q, into)
-                        }
-                        TeacherRow::TopK(p) => {
-                            divergence.top_k_row(checked_top_k(p, student.len(), batch, i)?, q, into)
-                        }
-                        TeacherRow::Sampled(p) => {
-                            divergence.sampled_row(checked_sampled(p, student.len(), batch, i)?, q, into)
-                        }
-                    }
+            let warm = if inverse_temperature == 1.0 { q } else { LogitRow::new(student, inverse_temperature) };
+            let mut said = RowSaid::default();
+            let mut divergences = |row: &dyn Fn(&dyn Divergence, Option<(&mut [f32], f32)>) -> f64| {
+                for ((part, scale), d) in parts.iter().zip(&scales).zip(said.0.iter_mut()) {
+                    *d = row(part.divergence.as_ref(), Some((&mut *gradient, *scale)));
                 }
-                (Some(_), None) => return Err(Error::run("a divergence was asked for without a teacher's signal")),
-                (None, _) => 0.0,
             };
-            // With w = 0 the cross-entropy is only logged: its value is one subtraction.
-            let ce = cross_entropy_row(q, batch.labels[i], (w > 0.0).then_some((gradient, label_scale)));
-            Ok((d, ce))
+            match teacher {
+                _ if parts.is_empty() => {}
+                None => return Err(Error::run("a divergence was asked for without a teacher's signal")),
+                Some(TeacherRow::Logits(logits)) => {
+                    let p = checked_teacher_row(logits, inverse_temperature, batch, i)?;
+                    divergences(&|d, into| d.row(p, warm, into));
+                }
+                Some(TeacherRow::TopK(p)) => {
+                    let p = checked_top_k(p, student.len(), batch, i)?;
+                    divergences(&|d, into| d.top_k_row(p, warm, into));
+                }
+                Some(TeacherRow::Sampled(p)) => {
+                    let p = checked_sampled(p, student.len(), batch, i)?;
+                    divergences(&|d, into| d.sampled_row(p, warm, into));
+                }
+            }
+            // Without a weight the cross-entropy is only logged: its value is one subtraction.
+            said.1 = cross_entropy_row(q, batch.labels[i], (label_scale > 0.0).then_some((gradient, label_scale)));
+            Ok(said)
         };
         let (rows, d_hidden) = self.logits.run(hidden, head, signal, true, row)?;
         let d_hidden = d_hidden.ok_or_else(|| Error::run("the loss driver returned no gradient"))?;
-        Ok(Output { sums: self.sums_of(&rows), d_hidden })
+        Ok(Output { sums: self.sums_of(&rows, batch), d_hidden })
     }
 
-    /// Of each row's divergence and cross-entropy.
-    pub(super) fn sums_of(&self, rows: &[(f64, f64)]) -> Sums {
+    /// Of each row's divergences and cross-entropy.
+    pub(super) fn sums_of(&self, rows: &[RowSaid], batch: &Batch) -> Sums {
         Sums {
             targets: rows.len(),
-            divergence: self.divergence.as_ref().map(|_| rows.iter().map(|r| r.0).sum()),
-            cross_entropy: Some(rows.iter().map(|r| r.1).sum()),
+            divergences: (0..self.parts.len()).map(|i| rows.iter().map(|row| row.0[i]).sum()).collect(),
+            labels: if batch.generated { 0 } else { rows.len() },
+            cross_entropy: (!batch.generated).then(|| rows.iter().map(|row| row.1).sum()),
         }
     }
+}
+
+/// Divergences that an objective may add up.
+pub const MOST_PARTS: usize = 8;
+
+/// A row's divergence of each part, and its cross-entropy.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct RowSaid(pub [f64; MOST_PARTS], pub f64);
+
+/// What the parts of a step's gradient are multiplied by on a GPU.
+pub(super) struct Scales {
+    pub inverse_temperature: f32,
+    pub parts: Vec<f32>,
+    pub label: f32,
 }
 
 /// The teacher's row of target `n`; refused with the row's file and line when it has no finite log Σ exp.

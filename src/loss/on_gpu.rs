@@ -4,7 +4,7 @@
 use candle_core::{Device, Tensor};
 
 use super::driver::{ChunkedLogits, StudentHead};
-use super::objective::{Objective, Output, checked_sampled, checked_top_k, teacher_not_finite};
+use super::objective::{Objective, Output, RowSaid, Scales, checked_sampled, checked_top_k, teacher_not_finite};
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
 use crate::kernels::{Linear, RowScales, RowSums, TeacherRows, Weight, cross_entropy_rows};
@@ -17,16 +17,16 @@ impl Objective {
         head: &StudentHead,
         signal: Option<&TeacherSignal>,
         batch: &Batch,
-        scales: RowScales,
+        scales: Scales,
     ) -> Result<Output> {
         let (targets, vocab) = (hidden.dim(0)?, head.weight.dim(0)?);
         if targets == 0 {
-            return Ok(Output { sums: self.sums_of(&[]), d_hidden: hidden.clone() });
+            return Ok(Output { sums: self.sums_of(&[], batch), d_hidden: hidden.clone() });
         }
-        let signal = match (&self.divergence, signal) {
-            (Some(_), None) => return Err(Error::run("a divergence was asked for without a teacher's signal")),
-            (None, _) => None,
-            (Some(_), signal) => signal,
+        let signal = match (self.uses_teacher(), signal) {
+            (true, None) => return Err(Error::run("a divergence was asked for without a teacher's signal")),
+            (true, signal) => signal,
+            (false, _) => None,
         };
         // The head's backward pass is a layer's, the logits are f32 whatever it rounds to.
         let layer = Linear {
@@ -43,16 +43,33 @@ impl Objective {
             let chunk = hidden.narrow(0, from, rows)?;
             let labels = Tensor::new(&batch.labels[from..from + rows], hidden.device())?;
             let logits = layer.weight.logits(&chunk)?;
-            let said = match (&self.divergence, signal) {
-                (Some(divergence), Some(signal)) => {
-                    let teacher = teacher_rows(signal, batch, from, rows, vocab, hidden.device())?;
-                    divergence.rows_on_gpu(&teacher, &logits, &labels, scales)?
-                }
-                _ => cross_entropy_rows(&logits, &labels, scales.label)?,
+            let row_scales =
+                |divergence, label| RowScales { inverse_temperature: scales.inverse_temperature, divergence, label };
+            let Some(signal) = signal else {
+                sums.push(vec![cross_entropy_rows(&logits, &labels, scales.label)?.sums]);
+                d_hidden.push(layer.backward(&chunk, &logits, None, head.precision)?);
+                continue;
             };
-            let RowSums { sums: of_rows, teacher_log_sum_exp } = said;
-            sums.push(of_rows);
-            log_sums.extend(teacher_log_sum_exp);
+            let teacher = teacher_rows(signal, batch, from, rows, vocab, hidden.device())?;
+            // Each part replaces logits by its gradient, so each but the last gets a copy; labels count once.
+            let mut gradient: Option<Tensor> = None;
+            let mut of_parts = vec![];
+            for (i, (part, &scale)) in self.parts.iter().zip(&scales.parts).enumerate() {
+                let own = if i + 1 == self.parts.len() { logits.clone() } else { logits.copy()? };
+                let label = if i == 0 { scales.label } else { 0.0 };
+                let said = part.divergence.rows_on_gpu(&teacher, &own, &labels, row_scales(scale, label))?;
+                let RowSums { sums: of_rows, teacher_log_sum_exp } = said;
+                of_parts.push(of_rows);
+                if i == 0 {
+                    log_sums.extend(teacher_log_sum_exp);
+                }
+                gradient = Some(match gradient {
+                    None => own,
+                    Some(sum) => (sum + own)?,
+                });
+            }
+            sums.push(of_parts);
+            let logits = gradient.ok_or_else(|| Error::run("an objective without parts"))?;
             d_hidden.push(layer.backward(&chunk, &logits, None, head.precision)?);
         }
         if !log_sums.is_empty() {
@@ -61,9 +78,15 @@ impl Objective {
                 return Err(teacher_not_finite(batch, n));
             }
         }
-        let rows: Vec<Vec<f32>> = Tensor::cat(&sums, 0)?.to_vec2()?;
-        let rows: Vec<(f64, f64)> = rows.iter().map(|row| (row[0] as f64, row[1] as f64)).collect();
-        Ok(Output { sums: self.sums_of(&rows), d_hidden: Tensor::cat(&d_hidden, 0)? })
+        let mut said = vec![RowSaid::default(); targets];
+        for part in 0..sums.first().map_or(0, Vec::len) {
+            let of_part: Vec<&Tensor> = sums.iter().map(|chunk| &chunk[part]).collect();
+            let rows: Vec<Vec<f32>> = Tensor::cat(&of_part, 0)?.to_vec2()?;
+            for (said, row) in said.iter_mut().zip(rows) {
+                (said.0[part], said.1) = (row[0] as f64, row[1] as f64);
+            }
+        }
+        Ok(Output { sums: self.sums_of(&said, batch), d_hidden: Tensor::cat(&d_hidden, 0)? })
     }
 }
 

@@ -1,5 +1,7 @@
 //! The lines of metrics.jsonl. Field names and order are a contract with the scripts that read them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Something worth recording. `step` counts optimizer steps done: 1 is the first train event, 0 is before training.
@@ -30,10 +32,20 @@ pub struct Train {
     /// The weighted total that was minimised.
     #[serde(deserialize_with = "null_as_nan")]
     pub loss: f64,
-    /// Unweighted mean per target, in nats. None without a teacher.
+    /// Mean per target, in nats: of one divergence without its weights, of a mixture the parts' weighted sum. None without a
+    /// teacher.
     pub divergence: Option<f64>,
-    /// Unweighted mean per target, in nats. None where the loss has no such part.
+    /// Of a mixture: each part's unweighted mean per target, in nats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<BTreeMap<String, f64>>,
+    /// Unweighted mean per target that has a label, in nats. None where the loss has no such part.
     pub cross_entropy: Option<f64>,
+    /// Of the step, where it moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    /// Of the step, where it moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hard_label_weight: Option<f64>,
     #[serde(deserialize_with = "null_as_nan")]
     pub learning_rate: f64,
     /// Before clipping.
@@ -108,7 +120,10 @@ mod tests {
             step: 7,
             loss: 1.5,
             divergence: None,
+            parts: None,
             cross_entropy: Some(2.0),
+            temperature: None,
+            hard_label_weight: None,
             learning_rate: 1e-4,
             grad_norm: 0.5,
             tokens: 640,

@@ -196,15 +196,19 @@ impl Run<'_> {
     }
 
     fn train_event(&self, report: &StepReport, learning_rate: f64, seconds: f64) -> metrics::Train {
-        let n = report.sums.targets.max(1) as f64;
+        let objective = &self.stepper.objective;
+        let (parts, moves) = (objective.parts_of(&report.sums), objective.moves());
         // A GPU is not waited for between the two: what each took is not known, only their sum.
         let (teacher, student) = (report.phases.teacher, report.phases.student());
         let apart = !self.stepper.student.device().is_cuda();
         metrics::Train {
             step: self.state.step,
             loss: report.loss,
-            divergence: report.sums.divergence.map(|d| d / n),
-            cross_entropy: report.sums.cross_entropy.map(|c| c / n),
+            divergence: objective.divergence(&report.sums),
+            parts: (parts.len() > 1).then(|| parts.iter().map(|(name, mean)| (name.to_string(), *mean)).collect()),
+            cross_entropy: report.sums.cross_entropy.map(|c| c / report.sums.labels.max(1) as f64),
+            temperature: moves.0.then(|| objective.temperature()),
+            hard_label_weight: moves.1.then(|| objective.hard_label_weight()),
             learning_rate,
             grad_norm: report.grad_norm,
             tokens: self.state.target_tokens,

@@ -9,7 +9,7 @@ use super::optim::AdamW;
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
 use crate::kernels::{GradSlot, Precision, sums_of_squares};
-use crate::loss::{Objective, StudentHead, Sums};
+use crate::loss::{Counts, Objective, StudentHead, Sums};
 use crate::model::{Decoder, Keep};
 use crate::teacher::Teacher;
 
@@ -62,7 +62,7 @@ pub struct Stepper<'a> {
 impl Stepper<'_> {
     /// Sums the gradients of all micro-batches into the parameters' slots, divided by the step's targets.
     pub fn accumulate(&mut self, micro: &[Batch]) -> Result<StepReport> {
-        let valid: usize = micro.iter().map(Batch::valid_tokens).sum();
+        let valid = Counts::of(micro);
         let needs = self.objective.needs();
         let mut phases = Phases::default();
         let mut sums = Sums::default();
@@ -78,7 +78,7 @@ impl Stepper<'_> {
             let out =
                 clock.time(&mut phases.head, || objective.run(&trace.hidden, &head, signal.as_ref(), batch, valid))?;
             clock.time(&mut phases.backward, || self.student.backward(trace, out.d_hidden))?;
-            sums += out.sums;
+            sums += &out.sums;
         }
         let grad_norm = clock.time(&mut phases.optimizer, || clip::global_norm(self.student.parameters()))?;
         Ok(StepReport {
@@ -93,6 +93,7 @@ impl Stepper<'_> {
     /// One optimizer step at 0-based `step`. Weights are not touched when loss or gradients are not finite: the error
     /// names the step.
     pub fn step(&mut self, micro: &[Batch], step: u64, learning_rate: f64) -> Result<StepReport> {
+        self.objective.move_to(step);
         let mut report = self.accumulate(micro)?;
         self.ensure_finite(&report, micro, step)?;
         let scale = clip::scale(report.grad_norm, self.max_grad_norm);

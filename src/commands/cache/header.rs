@@ -12,7 +12,7 @@ use crate::checkpoint::layout;
 use crate::commands::fingerprints::teacher_files;
 use crate::config::cached::{data_id, fits_gpu, fits_vocabulary};
 use crate::config::plan::Plan;
-use crate::config::{CacheCodec, CacheConfig, CacheValues, TeacherConfig, Word};
+use crate::config::{CacheCodec, CacheConfig, CacheValues, Scheduled, TeacherConfig, Word};
 use crate::error::{Error, Result};
 use crate::metrics::Screen;
 use crate::model::Decoder;
@@ -28,7 +28,17 @@ pub fn header(plan: &Plan, teacher: &LocalTeacher, screen: &Screen) -> Result<He
     let cache = config.cache.clone().unwrap_or_default();
     // A longer teacher's row is cut to the student's, as the loss of a live one does it.
     let vocab = teacher.vocab_size().min(plan.student.vocab_size);
-    let temperature = config.loss.temperature;
+    let temperature = match config.loss.temperature {
+        Scheduled::Constant(temperature) => temperature,
+        // Whole rows serve any temperature.
+        Scheduled::Moving { .. } if cache.codec == CacheCodec::Dense => 1.0,
+        moving => {
+            return Err(Error::input(format!(
+                "loss.temperature = {moving}: what a cache leaves out is known at one temperature: keep it, or take \
+                 cache.codec = \"dense\""
+            )));
+        }
+    };
     let live = config.teacher.as_ref().ok_or_else(|| Error::run("a cache without a teacher"))?;
     Ok(Header::new(
         codec(&cache, vocab, temperature, config.seed)?,

@@ -163,6 +163,14 @@ fn what_is_saved_is_read_back_as_the_same_config() {
         (LEAST, vec!["train.epochs=3", "data.chat_template=none"]),
         (LEAST, vec!["loss.kind=cross_entropy", "data.eval=e.jsonl"]),
         (
+            LEAST,
+            vec![
+                "loss.mix=[{kind=\"jsd\", weight=0.5, beta=0.3}, {kind=\"tvd\", weight=2}]",
+                "loss.temperature={from=4, to=1, schedule=\"cosine\"}",
+                "loss.hard_label_weight={from=0, to=0.5}",
+            ],
+        ),
+        (
             "[student]\nkind=\"fresh\"\nconfig=\"c.json\"\ntokenizer=\"t\"\n[data]\ntrain=\"d\"\n[output]\ndir=\"o\"\n\
           [loss]\nkind=\"cross_entropy\"",
             vec![],
@@ -194,6 +202,7 @@ fn the_schema_lists_exactly_the_keys_that_are_read() {
     texts.push(FULL.to_owned());
     texts.push(format!("{LEAST}[cache]\n"));
     texts.extend(["jsd", "skew_kl"].map(|kind| format!("{LEAST}[loss]\nkind = \"{kind}\"\n")));
+    texts.push(format!("{LEAST}[[loss.mix]]\nkind = \"tvd\"\nweight = 1\n"));
     texts.push(LEAST.replace("path = \"teacher\"", "kind = \"gguf\"\npath = \"t.gguf\"\ntokenizer = \"t\""));
     for text in texts {
         written.extend(resume::flat(&load_text(&text, &[]).unwrap()).unwrap().into_keys());

@@ -201,11 +201,55 @@ fn a_loss_takes_the_keys_of_its_kind_in_their_ranges() {
         let text = problem(LEAST, sets);
         assert!(text.contains(says), "{text}");
     }
-    let loss = |sets: &[&str]| load_text(LEAST, sets).unwrap().loss;
+    let loss = |sets: &[&str]| load_text(LEAST, sets).unwrap().loss.divergence.unwrap();
     let jsd = loss(&["loss.kind=jsd"]);
     assert_eq!((jsd.beta, jsd.normalize, jsd.lambda), (Some(0.5), Some(false), None));
     assert_eq!(loss(&["loss.kind=skew_kl"]).lambda, Some(0.1));
     assert_eq!(loss(&["loss.kind=tvd"]).lambda, None);
+}
+
+#[test]
+fn a_mixture_says_of_each_part_what_is_wrong_with_it() {
+    let mix = |parts: &str| format!("{LEAST}[loss]\n{parts}");
+    let part = "[[loss.mix]]\nkind = \"reverse_kl\"\nweight = 0.5\n";
+    for (text, says) in [
+        (mix(&format!("kind = \"jsd\"\n{part}")), "loss.kind = \"jsd\" excludes [[loss.mix]]"),
+        (mix("[[loss.mix]]\nkind = \"tvd\"\n"), "loss.mix[0].weight is missing"),
+        (mix(&format!("{part}[[loss.mix]]\nweight = 1\n")), "loss.mix[1].kind is missing"),
+        (mix("[[loss.mix]]\nkind = \"tvd\"\nweight = 0\n"), "c.toml:14: loss.mix[0].weight = 0: allowed"),
+        (
+            mix(&format!("{part}beta = 0.5\n")),
+            "loss.mix[0].beta = 0.5 is not used by loss.mix[0].kind = \"reverse_kl\"",
+        ),
+        (mix(&format!("{part}lamda = 0.5\n")), "unknown key loss.mix[0].lamda: did you mean `lambda`?"),
+        (mix("[[loss.mix]]\nkind = \"cross_entropy\"\nweight = 1\n"), "is no divergence: loss.hard_label_weight"),
+        (mix("mix = []\n"), "loss.mix = []: allowed: a list of tables"),
+        (mix("mix = [3]\n"), "loss.mix = [3]: allowed: a list of tables"),
+        (mix(&part.repeat(9)), "loss.mix = [9 items]: allowed: up to 8 parts"),
+    ] {
+        let said = problem(&text, &[]);
+        assert!(said.contains(says), "{said} does not say {says}");
+    }
+}
+
+#[test]
+fn a_moving_number_has_two_ends_in_range_and_a_path() {
+    for (set, says) in [
+        ("loss.temperature={from=0, to=1}", "loss.temperature.from is 0: allowed"),
+        ("loss.temperature={to=1}", "loss.temperature.from is missing: allowed"),
+        ("loss.hard_label_weight={from=0, to=1.5}", "loss.hard_label_weight.to is 1.5: allowed: a number from 0 to 1"),
+        (
+            "loss.temperature={from=1, to=2, schedule=\"constant\"}",
+            "loss.temperature.schedule is \"constant\": allowed",
+        ),
+        ("loss.temperature={from=1, to=2, steps=3}", "unknown key loss.temperature.steps"),
+        ("loss.temperature=\"warm\"", "loss.temperature = \"warm\" is a string"),
+    ] {
+        let said = problem(LEAST, &[set]);
+        assert!(said.contains(says), "{said} does not say {says}");
+    }
+    let loss = load_text(LEAST, &["loss.temperature={from=4, to=1}"]).unwrap().loss;
+    assert_eq!(loss.temperature, Scheduled::Moving { from: 4.0, to: 1.0, schedule: Schedule::Linear });
 }
 
 #[test]

@@ -107,6 +107,14 @@ fn stopped_again_and_again_in_a_packed_run_with_a_decaying_rate() {
 }
 
 #[test]
+fn stopped_while_the_student_writes_rows_of_its_own_and_resumed() {
+    // With a buffer, half of the steps draw from what is kept; the draws and the buffer are part of the state.
+    let rollout = "\n[rollout]\nfraction = 0.6\nmax_new_tokens = 9\nevery_steps = 2\nbuffer = 5\ntop_p = 0.9";
+    let more = format!("epochs = 2{rollout}");
+    ends_like_the_unbroken_run(&more, "", |bench, run| stop_at(bench, run, &[1, 2, 7, 11]));
+}
+
+#[test]
 fn terminated_by_a_signal_and_resumed() {
     ends_like_the_unbroken_run("steps = 400", "", |bench, run| {
         let args = [&RESUME[..], &["--output", run]].concat();

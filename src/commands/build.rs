@@ -16,10 +16,10 @@ use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate};
 use crate::kernels::Precision;
 use crate::metrics::Screen;
-use crate::model::{Decoder, Gguf, Keep, ModelConfig};
+use crate::model::{Decoder, Gguf, Keep, ModelConfig, Sampling};
 use crate::student;
 use crate::teacher::{CacheTeacher, LocalTeacher, Teacher};
-use crate::train::{AdamW, AdamWConfig, Decay, Stepper};
+use crate::train::{AdamW, AdamWConfig, Decay, RolloutOptions, Rollouts, Stepper};
 use crate::units::Bytes;
 
 /// Loads a model folder with a sign of life.
@@ -152,6 +152,26 @@ pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a dyn Teacher>, student: &'a D
         precision: precision(train.dtype),
         exact_phases: false,
     })
+}
+
+/// What a plan's student answers itself. None: nothing. `text` shows tokens.
+pub fn rollouts<'a>(
+    plan: &Plan,
+    text: &'a dyn Fn(&[u32]) -> Result<String>,
+    interrupted: &'a AtomicBool,
+) -> Option<Rollouts<'a>> {
+    let rollout = plan.config.rollout.as_ref().filter(|rollout| rollout.on_policy())?;
+    let options = RolloutOptions {
+        fraction: rollout.fraction.unwrap_or(0.0),
+        every_steps: rollout.every_steps.unwrap_or(1),
+        buffer: rollout.buffer.unwrap_or(0),
+        max_new_tokens: rollout.max_new_tokens,
+        max_length: plan.config.data.max_length,
+        sampling: Sampling { temperature: rollout.temperature, top_p: rollout.top_p },
+        seed: plan.config.seed,
+        stop: plan.encoder.tokenizer().eos_ids().to_vec(),
+    };
+    Some(Rollouts { options, text, interrupted })
 }
 
 /// The learning-rate schedule of a plan.

@@ -1,5 +1,6 @@
 //! The plan as text: what a run will do, its arithmetic, and the first rows as the model sees them.
 
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::build::{self, AnyTeacher};
@@ -11,6 +12,7 @@ use crate::error::Result;
 use crate::kernels::Precision;
 use crate::metrics::Screen;
 use crate::model::ModelConfig;
+use crate::train::RolloutState;
 use crate::units::{Bytes, Count, Rounded, Span};
 
 /// The plan, a line each, without loading a model.
@@ -73,6 +75,24 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         line("held out", format!("{rows} rows, {} targets{rejected}", Count(targets as u64)));
     }
     line("loss", loss_line(&config.loss));
+    if let Some(rollout) = config.rollout.as_ref().filter(|rollout| rollout.on_policy()) {
+        let again = match (rollout.every_steps, rollout.buffer) {
+            (Some(n), Some(buffer)) => {
+                format!(", in every {n}th step, in between from the last {}", Count(buffer as u64))
+            }
+            _ => String::new(),
+        };
+        line(
+            "rollouts",
+            format!(
+                "the student answers {:.0} % of the rows with a prompt, up to {} tokens at temperature {}, top_p {}{again}",
+                100.0 * rollout.fraction.unwrap_or(0.0),
+                Count(rollout.max_new_tokens as u64),
+                rollout.temperature,
+                rollout.top_p
+            ),
+        );
+    }
     let train = &config.train;
     let items = if config.data.packing { "packs" } else { "rows" };
     let per_step = match config.data.packing {
@@ -206,11 +226,22 @@ fn time_steps(plan: &Plan, screen: &Screen) -> Result<Duration> {
     let mut stepper = build::stepper(plan, teacher.as_ref().map(AnyTeacher::as_dyn), &student)?;
     let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
     let progress = screen.progress("timing steps", Some(TIMED_STEPS));
+    let text = |tokens: &[u32]| plan.encoder.tokenizer().decode(tokens, false);
+    let interrupted = AtomicBool::new(false);
+    let rollouts = build::rollouts(plan, &text, &interrupted);
     let mut times = vec![];
     for i in 0..TIMED_STEPS {
         let started = Instant::now();
         let Some(step) = loader.next_step(plan.config.train.batch_size, plan.config.data.packing)? else { break };
-        stepper.step(&step.micro_batches(plan.config.train.micro_batch_size), i, plan.config.train.learning_rate)?;
+        let size = plan.config.train.micro_batch_size;
+        let micro = match &rollouts {
+            None => step.micro_batches(size),
+            Some(rollouts) => {
+                let mixed = rollouts.mix(step, i, &student, &RolloutState::default())?;
+                mixed.map(|mixed| mixed.micro_batches(size)).unwrap_or_default()
+            }
+        };
+        stepper.step(&micro, i, plan.config.train.learning_rate)?;
         times.push(started.elapsed());
         progress.advance(1);
     }

@@ -20,7 +20,7 @@ use crate::eval::EvalReport;
 use crate::kernels::Simd;
 use crate::metrics::{self, Console, Event, Jsonl, Screen, Sink, Sinks};
 use crate::model::Decoder;
-use crate::report::{Column, Status, Summary, eval_table, recorded};
+use crate::report::{Column, Status, Summary, Written, eval_table, recorded};
 use crate::student::{Companions, write_model};
 use crate::teacher::{RememberingTeacher, Spill, Teacher, WriteThrough};
 use crate::train::{Ending, Evaluated, Pace, Run, TrainState};
@@ -174,14 +174,13 @@ impl<'a> Session<'a> {
             }
             Ok(Some(Evaluated { event, score }))
         };
-        let shape = StepShape {
-            batch_size: train.batch_size,
-            micro_batch_size: train.micro_batch_size,
-            packing: plan.config.data.packing,
-        };
+        let text = |tokens: &[u32]| plan.encoder.tokenizer().decode(tokens, false);
+        let shape = StepShape { batch_size: train.batch_size, packing: plan.config.data.packing };
         let mut run = Run {
             stepper,
             steps: ReadAhead::new(loader, shape)?,
+            micro_batch_size: train.micro_batch_size,
+            rollouts: build::rollouts(plan, &text, self.interrupted),
             schedule: build::schedule(plan),
             pace: Pace {
                 total_steps: plan.total_steps,
@@ -391,6 +390,12 @@ fn summarize(state: &TrainState, plan: &Plan) -> Summary {
         peak_rss_bytes: crate::units::peak_rss_bytes(),
         peak_gpu_bytes: gpu_peak(&plan.devices.student.device),
         elapsed_seconds: state.elapsed_seconds,
+        rollouts: state.rollout.as_ref().map(|rollout| Written {
+            rows: rollout.rows,
+            tokens: rollout.tokens,
+            tokens_per_second: rollout.tokens as f64 / state.rollout_seconds.max(1e-9),
+            share: state.rollout_seconds / state.train_seconds.max(1e-9),
+        }),
         initial_eval: state.initial_eval.clone(),
         final_eval: state.last_eval.clone(),
         best: state.best,
@@ -417,5 +422,14 @@ fn closing(plan: &Plan, state: &TrainState, initial: Option<&EvalReport>, last: 
         Span::from_seconds(state.elapsed_seconds),
         Count(speed as u64)
     );
+    if let Some(rollout) = &state.rollout {
+        text += &format!(
+            "rollouts {} rows, {} tokens at {} tokens/s, {:.0} % of the training time\n",
+            Count(rollout.rows),
+            Count(rollout.tokens),
+            Count((rollout.tokens as f64 / state.rollout_seconds.max(1e-9)) as u64),
+            100.0 * state.rollout_seconds / state.train_seconds.max(1e-9)
+        );
+    }
     text + &format!("curves   {}\n", plan.config.output.dir.join(CURVES).display())
 }

@@ -12,6 +12,7 @@ mod raw;
 mod reader;
 mod resolve;
 mod resume;
+mod rollout;
 mod schema;
 #[cfg(test)]
 mod tests;

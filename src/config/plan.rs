@@ -302,10 +302,16 @@ impl Plan {
         let parts = models.zip(corpora).filter(|_| findings.0.is_empty());
         let (models, corpora) = findings.done(parts)?;
 
-        let encoder = Arc::new(config.data.encoder(models.tokenizer.clone()).map_err(|e| e.context("data"))?);
+        let encoder = |prompts: bool| {
+            let encoder = config.data.encoder(models.tokenizer.clone()).map_err(|e| e.context("data"))?;
+            Ok::<_, Error>(Arc::new(if prompts { encoder.with_prompts() } else { encoder }))
+        };
+        // Only what is trained on may be without an answer.
+        let held_out_encoder = encoder(false)?;
+        let encoder = encoder(config.rollout.as_ref().is_some_and(RolloutConfig::on_policy))?;
         let held_out = corpora
             .eval
-            .map(|index| HeldOut::take(index, encoder.clone(), config.eval.max_rows))
+            .map(|index| HeldOut::take(index, held_out_encoder.clone(), config.eval.max_rows))
             .transpose()
             .map_err(|e| e.context("data.eval"))?;
         let limit = matches!(config.train.length(), Length::Steps(_)).then_some(SAMPLE_BYTES);
@@ -343,7 +349,11 @@ impl Plan {
             Length::Steps(steps) => steps,
             Length::Epochs(epochs) => count(epochs)?,
         };
-        let memory = estimate(&config, models.teacher.as_ref(), &models.student, scan.longest);
+        let written = config.rollout.as_ref().filter(|rollout| rollout.on_policy());
+        let longest = written.map_or(scan.longest, |rollout| {
+            config.data.max_length.min(scan.longest.saturating_add(rollout.max_new_tokens))
+        });
+        let memory = estimate(&config, models.teacher.as_ref(), &models.student, longest);
         let places = places(&memory, &devices);
         if let Some(place) = places.iter().find(|place| place.there.is_some_and(|there| place.needed / 2 > there)) {
             return Err(Error::input(place.short_of("more than twice the ")));

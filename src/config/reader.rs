@@ -22,6 +22,8 @@ pub enum Numbers {
     NonNegative,
     /// [0, 1]
     Fraction,
+    /// (0, 1]
+    Share,
     /// [0, 1)
     Decay,
     /// [0.001, 1000]: 1 / T and T² stay far from what f32 cannot hold.
@@ -39,6 +41,7 @@ impl Numbers {
                 Self::Positive => x > 0.0,
                 Self::NonNegative => x >= 0.0,
                 Self::Fraction => (0.0..=1.0).contains(&x),
+                Self::Share => x > 0.0 && x <= 1.0,
                 Self::Decay => (0.0..1.0).contains(&x),
                 Self::Temperature => (1e-3..=1e3).contains(&x),
                 Self::Mixture => (0.01..=0.99).contains(&x),
@@ -51,6 +54,7 @@ impl Numbers {
             Self::Positive => "a finite number > 0",
             Self::NonNegative => "a finite number ≥ 0",
             Self::Fraction => "a number from 0 to 1",
+            Self::Share => "a number > 0 and ≤ 1",
             Self::Decay => "a number ≥ 0 and < 1",
             Self::Temperature => "a finite number > 0, from 0.001 to 1000",
             Self::Mixture => "a number from 0.01 to 0.99",

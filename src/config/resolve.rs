@@ -24,6 +24,7 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
     let student = student(r, teacher.as_ref());
     let cache = cache(r, teacher.as_ref());
     let data = data(r);
+    let rollout = super::rollout::rollout(r, teacher.as_ref(), data.as_ref());
     let loss = super::loss::loss(r);
     let train = train(r);
     let eval = EvalConfig {
@@ -59,6 +60,7 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
         student: student?,
         cache,
         data: data?,
+        rollout,
         loss,
         train,
         eval,

@@ -12,7 +12,7 @@ pub struct Section {
 
 /// Keys outside any section.
 pub const TOP: &[&str] = &["seed"];
-const LATER_SECTIONS: &[&str] = &["rollout"];
+const LATER_SECTIONS: &[&str] = &[];
 
 pub const SECTIONS: &[Section] = &[
     Section { name: "teacher", keys: &["kind", "path", "tokenizer", "dtype", "device"], later: &[] },
@@ -25,6 +25,11 @@ pub const SECTIONS: &[Section] = &[
     Section {
         name: "data",
         keys: &["train", "eval", "max_length", "loss_on", "chat_template", "packing", "shuffle", "on_bad_record"],
+        later: &[],
+    },
+    Section {
+        name: "rollout",
+        keys: &["from", "fraction", "max_new_tokens", "temperature", "top_p", "every_steps", "buffer"],
         later: &[],
     },
     Section {
@@ -143,16 +148,17 @@ fn unknown_top(name: &str) -> String {
     format!("unknown key {}: {hint}", shown_key(name))
 }
 
-/// The full name of a key that stands in the wrong section, where that is unambiguous.
+/// The full name of a key that stands in the wrong section, where it belongs to one or two others.
 fn home_of(key: &str) -> Option<String> {
     if TOP.contains(&key) {
         return Some(format!("{key}` before the first section, or `--set {key}=…"));
     }
-    let mut homes = SECTIONS.iter().filter(|s| s.keys.contains(&key));
-    match (homes.next(), homes.next()) {
-        (Some(section), None) => Some(format!("{}.{key}", section.name)),
-        _ => None,
-    }
+    let homes: Vec<String> = SECTIONS
+        .iter()
+        .filter(|section| section.keys.contains(&key))
+        .map(|section| format!("{}.{key}", section.name))
+        .collect();
+    (1..=2).contains(&homes.len()).then(|| homes.join("` or `"))
 }
 
 /// The known word that `word` was probably meant to be.

@@ -102,6 +102,10 @@ words! {
     }
 }
 words! {
+    /// Who answers the corpus's prompts.
+    RolloutFrom { Student = "student", Teacher = "teacher" }
+}
+words! {
     /// How the learning rate moves after the warm-up.
     Schedule { Constant = "constant", Linear = "linear", Cosine = "cosine" }
 }
@@ -118,6 +122,9 @@ pub struct RunConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheConfig>,
     pub data: DataConfig,
+    /// None: the corpus's responses alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutConfig>,
     pub loss: LossConfig,
     pub train: TrainConfig,
     pub eval: EvalConfig,
@@ -230,6 +237,32 @@ pub struct DataConfig {
     pub packing: bool,
     pub shuffle: bool,
     pub on_bad_record: OnBadRecord,
+}
+
+/// Answers to the corpus's prompts that a model writes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RolloutConfig {
+    pub from: RolloutFrom,
+    /// Of the student: λ, the share of rows with a response that it answers in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fraction: Option<f64>,
+    pub max_new_tokens: usize,
+    /// 0: the likeliest token each time.
+    pub temperature: f64,
+    pub top_p: f64,
+    /// Of the student: it writes in every n-th step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_steps: Option<u64>,
+    /// Of a student that does not write in every step: rows that are kept to be learnt from again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffer: Option<usize>,
+}
+
+impl RolloutConfig {
+    /// Whether the student answers anything.
+    pub fn on_policy(&self) -> bool {
+        self.from == RolloutFrom::Student && self.fraction.is_some_and(|fraction| fraction > 0.0)
+    }
 }
 
 /// total = (1 − w) · T² · divergence + w · cross-entropy, w = `hard_label_weight`; `cross_entropy` uses neither.

@@ -77,6 +77,8 @@ pub struct Encoder {
     eos: u32,
     max_length: usize,
     loss_on: LossOn,
+    /// Whether something to answer is a row.
+    prompts: bool,
 }
 
 #[derive(Debug)]
@@ -127,7 +129,13 @@ impl Encoder {
         if max_length < 2 {
             return Err(Error::input(format!("max_length = {max_length}: a row needs at least 2 tokens")));
         }
-        Ok(Self { tokenizer, template, eos, max_length, loss_on })
+        Ok(Self { tokenizer, template, eos, max_length, loss_on, prompts: false })
+    }
+
+    /// Takes prompts without a response too, as rows without a target.
+    pub fn with_prompts(mut self) -> Self {
+        self.prompts = true;
+        self
     }
 
     pub fn tokenizer(&self) -> &TextTokenizer {
@@ -151,11 +159,15 @@ impl Encoder {
         let mut rows = vec![];
         match (record, &self.template) {
             (Record::Text(text), _) => rows.push(self.text(text)?),
-            (Record::Pair { prompt, response }, Template::Off) => rows.push(self.pair(prompt, response)?),
+            (_, Template::Missing) => return Err(EncodeError::Setup(self.missing())),
             (Record::Chat(_), Template::Off) => {
                 return Err(r#""messages" need a chat template, and chat_template is "none""#.to_string().into());
             }
-            (_, Template::Missing) => return Err(EncodeError::Setup(self.missing())),
+            (Record::Prompt(prompt), _) => return self.unanswered(self.prompt_ids(prompt), place),
+            (Record::Chat(messages), _) if !messages.iter().any(|m| m.role == "assistant") => {
+                return self.unanswered(self.conversation_ids(messages), place);
+            }
+            (Record::Pair { prompt, response }, Template::Off) => rows.push(self.pair(prompt, response)?),
             (Record::Pair { prompt, response }, Template::Chat(template)) => {
                 let messages = vec![Message::new("user", prompt), Message::new("assistant", response)];
                 rows = self.chat(template, messages)?;
@@ -164,6 +176,25 @@ impl Encoder {
         }
         let split = rows.len() > 1;
         Ok(Encoded { rows: rows.into_iter().map(|tokens| self.finish(tokens, place)).collect(), split })
+    }
+
+    /// A row without a target: something for the student to answer, with room for a token at least.
+    fn unanswered(&self, ids: Result<Vec<u32>>, place: &Place) -> Result<Encoded, EncodeError> {
+        if !self.prompts {
+            let reason = "a prompt without a response has no target: give one, or let the student or the teacher answer \
+                          it ([rollout])";
+            return Err(EncodeError::Record(reason.into()));
+        }
+        let tokens = ids.map_err(|e| match &self.template {
+            Template::Chat(template) if template.hung() => EncodeError::Setup(e),
+            _ => EncodeError::Record(e.to_string()),
+        })?;
+        let row = (tokens.len() < self.max_length && !tokens.is_empty()).then(|| {
+            let targets = vec![false; tokens.len()];
+            let source = RowRef { digest: row_digest(&tokens, &targets), file: place.file.clone(), line: place.line };
+            Row { tokens, targets, source }
+        });
+        Ok(Encoded { rows: vec![EncodedRow { row, truncated: false }], split: false })
     }
 
     /// What a model is given to answer `prompt`: through the chat template with its generation prompt, or as it stands

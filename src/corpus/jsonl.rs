@@ -26,10 +26,12 @@ impl Message {
 /// What a row says, before any template or tokenizer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
-    /// `{"messages": [{"role", "content"}, …]}` with at least one assistant turn.
+    /// `{"messages": [{"role", "content"}, …]}`, not empty. Without an assistant turn it is a prompt.
     Chat(Vec<Message>),
     /// `{"prompt", "response"}`; the response is not empty.
     Pair { prompt: String, response: String },
+    /// `{"prompt"}` alone: something to answer.
+    Prompt(String),
     /// `{"text"}`, not empty.
     Text(String),
 }
@@ -59,6 +61,7 @@ impl Record {
             Record::Pair { prompt, response } => {
                 vec![Message::new("user", prompt), Message::new("assistant", response)].hash(&mut hasher)
             }
+            Record::Prompt(prompt) => vec![Message::new("user", prompt)].hash(&mut hasher),
             Record::Text(text) => text.hash(&mut hasher),
         }
         hasher.finish()
@@ -99,10 +102,7 @@ impl Top {
             }
             (None, None, _) => Err(r#"missing fields: expected "messages", "prompt" and "response", or "text""#.into()),
             (None, Some(_), _) => Err(r#"missing field "prompt""#.into()),
-            (Some(prompt), None, _) => {
-                prompt.text(r#""prompt""#)?;
-                Err(r#"a "prompt" without a "response" has no target: it needs rollouts, which this version does not have"#.into())
-            }
+            (Some(prompt), None, _) => Ok(Record::Prompt(prompt.text(r#""prompt""#)?)),
             (Some(prompt), Some((name, response)), _) => {
                 let (prompt, response) = (prompt.text(r#""prompt""#)?, response.text(name)?);
                 if response.is_empty() {
@@ -140,8 +140,8 @@ fn conversation(messages: Field) -> Result<Record, String> {
         let content = content.text(&format!(r#"messages[{i}]: "content""#))?;
         messages.push(Message { role, content });
     }
-    if !messages.iter().any(|m| m.role == "assistant") {
-        return Err(r#""messages" has no assistant turn: the row has no target"#.into());
+    if messages.is_empty() {
+        return Err(r#""messages" is empty"#.into());
     }
     Ok(Record::Chat(messages))
 }

@@ -6,9 +6,8 @@
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
-use super::batch::Batch;
 use super::index::Rejections;
-use super::loader::{Loader, LoaderState};
+use super::loader::{Loader, LoaderState, Step};
 use crate::{Error, Result};
 
 /// Steps that are ready before they are asked for: one in the queue and one that waits to enter it.
@@ -19,7 +18,6 @@ const AHEAD: usize = 2;
 pub struct StepShape {
     /// Rows or, with `packing`, packs.
     pub batch_size: usize,
-    pub micro_batch_size: usize,
     pub packing: bool,
 }
 
@@ -36,7 +34,7 @@ pub struct ReadAhead {
 
 /// An answer of the loader, and what it says of itself after it.
 struct Read {
-    step: Result<Option<Vec<Batch>>>,
+    step: Result<Option<Step>>,
     state: LoaderState,
     /// None: as they were. There may be a thousand, which most steps add nothing to.
     rejections: Option<Rejections>,
@@ -51,11 +49,7 @@ impl ReadAhead {
             let step = loader.next_step(shape.batch_size, shape.packing);
             let now = loader.rejections();
             let more = std::mem::replace(&mut rejected, now.count) != now.count;
-            Read {
-                step: step.map(|step| step.map(|step| step.micro_batches(shape.micro_batch_size))),
-                rejections: more.then(|| now.clone()),
-                state: loader.state().clone(),
-            }
+            Read { step, rejections: more.then(|| now.clone()), state: loader.state().clone() }
         })
     }
 
@@ -72,8 +66,8 @@ impl ReadAhead {
         Ok(Self { state, rejections, steps: Some(steps), thread: Some(thread) })
     }
 
-    /// The micro-batches of the next step, as [`Loader::next_step`] gives them, with its errors. Panics as the loader did.
-    pub fn next_step(&mut self) -> Result<Option<Vec<Batch>>> {
+    /// The next step, as [`Loader::next_step`] gives it, with its errors. Panics as the loader did.
+    pub fn next_step(&mut self) -> Result<Option<Step>> {
         let Some(read) = self.steps.as_ref().and_then(|steps| steps.recv().ok()) else {
             // The thread goes on until nobody listens, so it can only have panicked.
             let ended = self.thread.take().expect("asked again after a panic").join();
@@ -117,7 +111,7 @@ mod tests {
         let mut steps = ReadAhead::spawn(LoaderState::default(), Rejections::default(), move || {
             left -= 1;
             assert!(left > 0, "the tokenizer gave up");
-            Read { step: Ok(Some(vec![])), state: LoaderState::default(), rejections: None }
+            Read { step: Ok(Some(Step { items: vec![], epoch: 0 })), state: LoaderState::default(), rejections: None }
         })
         .unwrap();
         assert!(steps.next_step().unwrap().is_some());

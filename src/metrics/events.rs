@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub enum Event {
     Train(Train),
     Eval(Eval),
+    Sample(Sample),
     Checkpoint(Checkpoint),
     Warning(Warning),
 }
@@ -19,6 +20,7 @@ impl Event {
         match self {
             Self::Train(event) => event.step,
             Self::Eval(event) => event.step,
+            Self::Sample(event) => event.step,
             Self::Checkpoint(event) => event.step,
             Self::Warning(event) => event.step,
         }
@@ -63,6 +65,31 @@ pub struct Train {
     /// Since the start of the run, resumed parts included.
     #[serde(deserialize_with = "null_as_nan")]
     pub elapsed_seconds: f64,
+    /// What the student wrote in this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+}
+
+/// Rows that the student wrote in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Rollout {
+    pub rows: u64,
+    /// Tokens written, prompts not counted.
+    pub tokens: u64,
+    pub seconds: f64,
+    pub tokens_per_second: f64,
+    /// Of the step's wall time, 0 to 1.
+    pub share: f64,
+}
+
+/// A prompt and what the student answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    pub step: u64,
+    pub prompt: String,
+    pub completion: String,
+    /// Whether the student ended its turn.
+    pub ended: bool,
 }
 
 /// One evaluation on held-out rows: token-weighted means at temperature 1, in nats. What needs a teacher is None without.
@@ -131,6 +158,7 @@ mod tests {
             teacher_seconds: None,
             student_seconds: 0.25,
             elapsed_seconds: 3.0,
+            rollout: None,
         }
     }
 

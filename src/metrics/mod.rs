@@ -7,7 +7,7 @@ mod jsonl;
 
 pub use console::{Console, Progress, Screen};
 pub use curves::draw_curves;
-pub use events::{Checkpoint, Eval, Event, Train, Warning};
+pub use events::{Checkpoint, Eval, Event, Rollout, Sample, Train, Warning};
 pub use jsonl::{Jsonl, resume_at};
 
 use crate::error::Result;

@@ -3,5 +3,5 @@
 mod summary;
 mod table;
 
-pub use summary::{Status, Summary};
+pub use summary::{Status, Summary, Written};
 pub use table::{Column, eval_table, recorded};

@@ -21,6 +21,17 @@ pub enum Status {
     Failed,
 }
 
+/// Rows that a student wrote and learnt from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Written {
+    pub rows: u64,
+    /// Prompts not counted.
+    pub tokens: u64,
+    pub tokens_per_second: f64,
+    /// Of the training time, 0 to 1.
+    pub share: f64,
+}
+
 /// The contract of summary.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Summary {
@@ -45,6 +56,9 @@ pub struct Summary {
     pub peak_gpu_bytes: Option<u64>,
     /// Training time, resumed parts included.
     pub elapsed_seconds: f64,
+    /// What the student wrote itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rollouts: Option<Written>,
     pub initial_eval: Option<metrics::Eval>,
     pub final_eval: Option<metrics::Eval>,
     /// The step with the least held-out KL (perplexity without a teacher) and that figure.

@@ -2,12 +2,14 @@
 
 mod clip;
 mod optim;
+mod rollout;
 mod run;
 mod schedule;
 mod state;
 mod step;
 
 pub use optim::{AdamW, AdamWConfig, Moments};
+pub use rollout::{Mixed, RolloutOptions, RolloutState, Rollouts};
 pub use run::{Ending, Evaluated, Pace, Run};
 pub use schedule::{Decay, Schedule};
 pub use state::{Best, TrainState};

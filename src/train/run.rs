@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::rollout::{Mixed, Rollouts};
 use super::schedule::Schedule;
 use super::state::{Best, TrainState};
 use super::step::{StepReport, Stepper};
 use crate::checkpoint::{Store, layout};
 use crate::corpus::ReadAhead;
 use crate::error::Result;
-use crate::metrics::{self, Event, Sink};
+use crate::metrics::{self, Event, Rollout, Sink};
 
 /// How long a run is and how often it looks at itself.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +50,10 @@ pub struct Run<'a> {
     pub stepper: Stepper<'a>,
     /// From where `state.loader` stands.
     pub steps: ReadAhead,
+    /// Rows (or packs) that go through the models at once.
+    pub micro_batch_size: usize,
+    /// Where the student answers prompts itself.
+    pub rollouts: Option<Rollouts<'a>>,
     pub schedule: Schedule,
     pub pace: Pace,
     pub store: &'a Store,
@@ -59,6 +64,14 @@ pub struct Run<'a> {
     /// The step whose checkpoint stands in the store as the state is now.
     pub saved: Option<u64>,
     pub state: TrainState,
+}
+
+/// What became of a step.
+enum Stepped {
+    Done,
+    DataEnded,
+    /// While the student was writing: nothing has changed.
+    Interrupted,
 }
 
 /// What became of an evaluation.
@@ -100,9 +113,10 @@ impl Run<'_> {
             }
             self.tick(&mut clock);
             match self.train_step() {
-                Ok(true) => {}
+                // What was interrupted is as if it had not begun; the loop sees the flag.
+                Ok(Stepped::Done | Stepped::Interrupted) => {}
                 // The data ended before the planned steps: the plan's count was an estimate.
-                Ok(false) => self.pace.total_steps = step,
+                Ok(Stepped::DataEnded) => self.pace.total_steps = step,
                 Err(error) => {
                     if step > 0 && self.saved != Some(step) {
                         self.save(false)?;
@@ -174,12 +188,22 @@ impl Run<'_> {
         self.sinks.record(&Event::Warning(metrics::Warning { step: self.state.step, code: code.into(), message }))
     }
 
-    /// One optimizer step. False: the data has ended.
-    fn train_step(&mut self) -> Result<bool> {
+    /// One optimizer step.
+    fn train_step(&mut self) -> Result<Stepped> {
         let started = Instant::now();
-        let Some(micro) = self.steps.next_step()? else {
+        let Some(rows) = self.steps.next_step()? else {
             self.state.loader = self.steps.state().clone();
-            return Ok(false);
+            return Ok(Stepped::DataEnded);
+        };
+        let (micro, mut written) = match &self.rollouts {
+            None => (rows.micro_batches(self.micro_batch_size), None),
+            Some(rollouts) => {
+                let state = self.state.rollout.clone().unwrap_or_default();
+                match rollouts.mix(rows, self.state.step, self.stepper.student, &state)? {
+                    None => return Ok(Stepped::Interrupted),
+                    Some(mixed) => (mixed.micro_batches(self.micro_batch_size), Some(mixed)),
+                }
+            }
         };
         let learning_rate = self.schedule.at(self.state.step);
         let report = self.stepper.step(&micro, self.state.step, learning_rate)?;
@@ -190,12 +214,28 @@ impl Run<'_> {
         self.state.target_tokens += report.sums.targets as u64;
         self.state.input_tokens += report.input_tokens as u64;
         self.state.train_seconds += seconds;
-        let event = self.train_event(&report, learning_rate, seconds);
-        self.sinks.record(&Event::Train(event))?;
-        Ok(true)
+        let rollout = written.as_mut().and_then(|mixed| mixed.report.take());
+        let rollout = rollout.map(|rollout| Rollout { share: rollout.seconds / seconds, ..rollout });
+        self.state.rollout_seconds += rollout.map_or(0.0, |rollout| rollout.seconds);
+        let event = Event::Train(self.train_event(&report, learning_rate, seconds, rollout));
+        self.sinks.record(&event)?;
+        if let Some(Mixed { state, sample, .. }) = written {
+            self.state.rollout = Some(state);
+            let due = (self.state.step - 1).is_multiple_of(self.pace.eval_every);
+            if let Some(sample) = sample.filter(|_| due) {
+                self.sinks.record(&Event::Sample(sample))?;
+            }
+        }
+        Ok(Stepped::Done)
     }
 
-    fn train_event(&self, report: &StepReport, learning_rate: f64, seconds: f64) -> metrics::Train {
+    fn train_event(
+        &self,
+        report: &StepReport,
+        learning_rate: f64,
+        seconds: f64,
+        rollout: Option<Rollout>,
+    ) -> metrics::Train {
         let objective = &self.stepper.objective;
         let (parts, moves) = (objective.parts_of(&report.sums), objective.moves());
         // A GPU is not waited for between the two: what each took is not known, only their sum.
@@ -216,6 +256,7 @@ impl Run<'_> {
             teacher_seconds: (apart && self.stepper.objective.uses_teacher()).then_some(teacher.as_secs_f64()),
             student_seconds: if apart { student } else { teacher + student }.as_secs_f64(),
             elapsed_seconds: self.state.elapsed_seconds + seconds,
+            rollout,
         }
     }
 }

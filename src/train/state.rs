@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::optim::{AdamW, Moments};
+use super::rollout::RolloutState;
 use crate::checkpoint::{Checkpoint, Dtype, Entry, Values, layout, read_safetensors_f32, write_safetensors};
 use crate::corpus::LoaderState;
 use crate::error::{Error, Result};
@@ -34,6 +35,12 @@ pub struct TrainState {
     /// Time since the run began, resumed parts together, with evaluation and saving but without loading.
     pub elapsed_seconds: f64,
     pub loader: LoaderState,
+    /// Of a run whose student answers prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutState>,
+    /// Of `train_seconds`, what the student's answers took.
+    #[serde(default)]
+    pub rollout_seconds: f64,
     pub best: Option<Best>,
     /// The step whose evaluation is on record: a run stopped before it evaluates first.
     pub evaluated: Option<u64>,

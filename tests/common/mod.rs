@@ -159,9 +159,12 @@ impl Bench {
             let mut event: serde_json::Value = serde_json::from_str(line).unwrap();
             let fields = event.as_object_mut().unwrap();
             fields.retain(|name, _| !name.contains("second"));
+            if let Some(rollout) = fields.get_mut("rollout").and_then(|rollout| rollout.as_object_mut()) {
+                rollout.retain(|name, _| name == "rows" || name == "tokens");
+            }
             event
         };
-        text.lines().map(timeless).filter(|e| e["event"] == "train" || e["event"] == "eval").collect()
+        text.lines().map(timeless).filter(|e| e["event"] != "checkpoint" && e["event"] != "warning").collect()
     }
 }
 

@@ -67,7 +67,13 @@ struct Operations {
 
 /// A run's own first steps.
 fn of_config(file: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
-    let config = config::load_to_read(file)?;
+    let mut config = config::load_to_read(file)?;
+    if config.rollout.take().is_some_and(|rollout| rollout.on_policy()) {
+        screen.line(
+            "the steps are timed on the corpus's own rows, without rollouts: a run reports what these take, and `train --dry-run` \
+             times whole steps",
+        );
+    }
     let devices = config.devices(args.device.choice)?;
     let plan = Plan::new(config, devices, screen)?;
     plan.notices.iter().for_each(|notice| screen.line(&notice.line()));

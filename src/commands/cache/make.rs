@@ -17,7 +17,7 @@ use crate::checkpoint::layout;
 use crate::cli::{CacheArgs, ShardChoice};
 use crate::commands::{Outcome, build, out, show_plan, signals};
 use crate::config::plan::Plan;
-use crate::config::{self, TeacherKind};
+use crate::config::{self, RolloutConfig, TeacherKind};
 use crate::corpus::{Batch, Row};
 use crate::error::{Error, Result};
 use crate::metrics::Screen;
@@ -42,6 +42,12 @@ pub fn run(args: &CacheArgs) -> Result<Outcome> {
             return Err(Error::input("teacher.kind = \"cache\" is stored already: name the live teacher it is of"));
         }
         Some(TeacherKind::Local | TeacherKind::Gguf) => {}
+    }
+    if config.rollout.as_ref().is_some_and(RolloutConfig::on_policy) {
+        return Err(Error::input(
+            "rollout.fraction is above 0: what the student will write cannot be stored before; --set rollout.fraction=0 stores \
+             the teacher's word on the corpus's own rows",
+        ));
     }
     let dir = config.output.dir.clone();
     let fresh = layout::is_fresh(&dir)?;

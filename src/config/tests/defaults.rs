@@ -161,6 +161,7 @@ fn what_is_saved_is_read_back_as_the_same_config() {
         (FULL, vec![]),
         (SHORT, vec![]),
         (LEAST, vec!["train.epochs=3", "data.chat_template=none"]),
+        (LEAST, vec!["rollout.fraction=0.5", "rollout.every_steps=3", "rollout.top_p=0.9"]),
         (LEAST, vec!["loss.kind=cross_entropy", "data.eval=e.jsonl"]),
         (
             LEAST,
@@ -202,6 +203,7 @@ fn the_schema_lists_exactly_the_keys_that_are_read() {
     texts.push(FULL.to_owned());
     texts.push(format!("{LEAST}[cache]\n"));
     texts.extend(["jsd", "skew_kl"].map(|kind| format!("{LEAST}[loss]\nkind = \"{kind}\"\n")));
+    texts.push(format!("{LEAST}[rollout]\nfraction = 0.5\nevery_steps = 2\n"));
     texts.push(format!("{LEAST}[[loss.mix]]\nkind = \"tvd\"\nweight = 1\n"));
     texts.push(LEAST.replace("path = \"teacher\"", "kind = \"gguf\"\npath = \"t.gguf\"\ntokenizer = \"t\""));
     for text in texts {

@@ -61,7 +61,11 @@ fn an_unknown_key_is_refused_at_every_level_with_a_suggestion() {
         ("data", "max-length = 1", "unknown key data.max-length: did you mean `max_length`?"),
         ("loss", "temprature = 1", "unknown key loss.temprature: did you mean `temperature`?"),
         ("train", "learning_rat = 1", "unknown key train.learning_rat: did you mean `learning_rate`?"),
-        ("train", "temperature = 1", "unknown key train.temperature: did you mean `loss.temperature`?"),
+        (
+            "train",
+            "temperature = 1",
+            "unknown key train.temperature: did you mean `rollout.temperature` or `loss.temperature`?",
+        ),
         ("eval", "max_row = 1", "unknown key eval.max_row: did you mean `max_rows`?"),
         ("checkpoint", "keep = 1", "unknown key checkpoint.keep: "),
         ("output", "directory = 1", "unknown key output.directory: "),
@@ -84,7 +88,6 @@ fn what_is_not_built_yet_is_refused_and_what_is_there_is_named() {
         "student.alpha=8",
         "student.targets=[]",
         "loss.tail=bucket",
-        "rollout.fraction=1",
     ] {
         let text = problem(LEAST, &[set]);
         assert!(text.contains("is not available in this version; available"), "{text}");
@@ -230,6 +233,31 @@ fn a_mixture_says_of_each_part_what_is_wrong_with_it() {
         let said = problem(&text, &[]);
         assert!(said.contains(says), "{said} does not say {says}");
     }
+}
+
+#[test]
+fn rollouts_are_refused_where_they_would_do_nothing_or_something_else() {
+    for (sets, says) in [
+        (&["rollout.top_p=0.9"][..], "rollout.fraction is missing: give the share of rows"),
+        (&["rollout.fraction=1.5"], "rollout.fraction = 1.5: allowed: a number from 0 to 1"),
+        (&["rollout.fraction=1", "rollout.top_p=0"], "rollout.top_p = 0: allowed: a number > 0 and ≤ 1"),
+        (&["rollout.fraction=1", "rollout.buffer=9"], "rollout.buffer = 9 is not used with rollout.every_steps = 1"),
+        (&["rollout.fraction=1", "data.packing=true"], "data.packing = true does not go with rollout.fraction > 0"),
+        (&["rollout.fraction=1", "data.loss_on=all"], "data.loss_on = \"all\" does not go with rollout.fraction > 0"),
+        (&["rollout.fraction=1", "teacher.kind=cache"], "rollout.fraction = 1 wants a teacher that can be asked"),
+        (&["rollout.fraction=1", "cache.write_through=true"], "cache.write_through = true would store rows"),
+        (
+            &["rollout.fraction=1", "loss.kind=cross_entropy", "data.eval=e.jsonl"],
+            "rollout.fraction = 1 wants a divergence",
+        ),
+    ] {
+        let text = problem(LEAST, sets);
+        assert!(text.contains(says), "{text}");
+    }
+    let rollout = |sets: &[&str]| load_text(LEAST, sets).unwrap().rollout.unwrap();
+    assert!(!rollout(&["rollout.fraction=0", "data.packing=true"]).on_policy());
+    let often = rollout(&["rollout.fraction=1", "rollout.every_steps=4"]);
+    assert_eq!((often.every_steps, often.buffer, often.max_new_tokens), (Some(4), Some(256), 128));
 }
 
 #[test]

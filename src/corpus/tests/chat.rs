@@ -98,6 +98,41 @@ fn pairs_and_texts_without_a_template() {
 }
 
 #[test]
+fn a_prompt_alone_is_a_row_only_for_an_encoder_that_wants_something_to_answer() {
+    let prompt = r#"{"prompt": "hi"}"#;
+    let asked = chat(&[("system", "be kind"), ("user", "hi")]);
+    for line in [prompt, asked.as_str()] {
+        let reason = Setup::default().reason(line);
+        assert!(
+            reason.contains("a prompt without a response has no target") && reason.contains("[rollout]"),
+            "{reason}"
+        );
+    }
+    let place = Place { file: Arc::new("test.jsonl".into()), line: 3 };
+    let rows = |setup: Setup, line: &str| -> Vec<EncodedRow> {
+        let encoder = setup.encoder().with_prompts();
+        encoder.encode(&Record::parse(line.as_bytes()).unwrap(), &place).unwrap().rows
+    };
+    let wanted = |setup: &Setup, text: &str| setup.encoder().tokenizer().encode(text, false).unwrap();
+    for (setup, line, text) in [
+        (Setup::off(), prompt, "<s>hi"),
+        (Setup::default(), prompt, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            Setup::default(),
+            &asked,
+            "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+        ),
+    ] {
+        let ids = wanted(&setup, text);
+        let row = rows(setup, line).remove(0).row.unwrap();
+        assert_eq!((row.target_count(), row.source.line, row.tokens), (0, 3, ids));
+    }
+    // Nothing fits behind a prompt that fills the row.
+    assert_eq!(rows(Setup { max_length: 3, ..Setup::off() }, prompt)[0].row, None);
+    assert!(rows(Setup { max_length: 4, ..Setup::off() }, prompt)[0].row.is_some());
+}
+
+#[test]
 fn auto_without_a_template_names_none_unless_all_rows_are_text() {
     let setup = Setup { template: None, ..Setup::default() };
     assert_eq!(setup.shown(r#"{"text": "abc"}"#), ["<s>⟦abc</s>⟧"]);

@@ -20,10 +20,6 @@ fn every_fault_of_a_line_has_its_own_reason() {
         ("{}", r#"missing fields: expected "messages", "prompt" and "response", or "text""#),
         (r#"{"Text": "a"}"#, r#"missing fields: expected "messages", "prompt" and "response", or "text""#),
         (r#"{"response": "b"}"#, r#"missing field "prompt""#),
-        (
-            r#"{"prompt": "a"}"#,
-            r#"a "prompt" without a "response" has no target: it needs rollouts, which this version does not have"#,
-        ),
         (r#"{"prompt": 1, "response": "b"}"#, r#""prompt" must be a string, found number"#),
         (r#"{"prompt": "a", "response": ["b"]}"#, r#""response" must be a string, found array"#),
         (r#"{"prompt": "a", "completion": {"b": 1}}"#, r#""completion" must be a string, found object"#),
@@ -37,11 +33,7 @@ fn every_fault_of_a_line_has_its_own_reason() {
         (r#"{"text": "a", "id": 1, "id": 2}"#, r#"duplicate key "id""#),
         (r#"{"text": "a", "\u001b[2J": 1, "\u001b[2J": 2}"#, r#"duplicate key "\u{1b}[2J""#),
         (r#"{"messages": "a"}"#, r#""messages" must be an array, found string"#),
-        (r#"{"messages": []}"#, r#""messages" has no assistant turn: the row has no target"#),
-        (
-            r#"{"messages": [{"role": "user", "content": "a"}]}"#,
-            r#""messages" has no assistant turn: the row has no target"#,
-        ),
+        (r#"{"messages": []}"#, r#""messages" is empty"#),
         (r#"{"messages": ["a"]}"#, "messages[0] must be an object, found string"),
         (r#"{"messages": [{"content": "a"}]}"#, r#"messages[0]: missing field "role""#),
         (r#"{"messages": [{"role": "user"}]}"#, r#"messages[0]: missing field "content""#),

@@ -167,7 +167,7 @@ fn steps_states_and_rejections_read_ahead_are_those_of_a_plain_loader() {
     for (packing, shuffle, batch_size) in [(false, true, 1), (false, false, 3), (true, true, 2), (true, false, 1)] {
         let order = LoadOrder { seed: 9, shuffle, epochs: Some(3) };
         let fresh = || Loader::new(index.clone(), encoder.clone(), order);
-        let shape = StepShape { batch_size, micro_batch_size: 2, packing };
+        let shape = StepShape { batch_size, packing };
         let mut plain = fresh();
         let mut ahead = ReadAhead::new(fresh(), shape).unwrap();
         assert_eq!(ahead.state(), plain.state());
@@ -175,7 +175,7 @@ fn steps_states_and_rejections_read_ahead_are_those_of_a_plain_loader() {
         let mut ended = 0;
         while ended < 2 {
             let before = plain.state().clone();
-            let step = plain.next_step(batch_size, packing).unwrap().map(|step| step.micro_batches(2));
+            let step = plain.next_step(batch_size, packing).unwrap();
             ended += step.is_none() as u64;
             assert_eq!(ahead.state(), &before);
             assert_eq!(ahead.next_step().unwrap(), step);
@@ -186,7 +186,7 @@ fn steps_states_and_rejections_read_ahead_are_those_of_a_plain_loader() {
             let next = ReadAhead::new(resumed, shape).unwrap().next_step().unwrap();
             let mut after = fresh();
             after.restore(plain.state().clone()).unwrap();
-            assert_eq!(next, after.next_step(batch_size, packing).unwrap().map(|step| step.micro_batches(2)));
+            assert_eq!(next, after.next_step(batch_size, packing).unwrap());
         }
         assert_eq!(plain.state().epoch, 3);
     }
@@ -199,7 +199,7 @@ fn reading_ahead_ends_with_whoever_asked_for_it() {
     let order = LoadOrder { seed: 1, shuffle: true, epochs: None };
     for taken in 0..4 {
         let loader = Loader::new(index.clone(), encoder.clone(), order);
-        let shape = StepShape { batch_size: 4, micro_batch_size: 4, packing: false };
+        let shape = StepShape { batch_size: 4, packing: false };
         let mut steps = ReadAhead::new(loader, shape).unwrap();
         (0..taken).for_each(|_| assert!(steps.next_step().unwrap().is_some()));
         assert_eq!(Arc::strong_count(&index), 2);
@@ -217,7 +217,7 @@ fn an_error_met_while_reading_ahead_arrives_at_its_own_step() {
     let index = Arc::new(CorpusIndex::open(&[path], OnBadRecord::Fail).unwrap());
     let order = LoadOrder { seed: 1, shuffle: false, epochs: None };
     let fresh = || Loader::new(index.clone(), encoder.clone(), order);
-    let (mut plain, shape) = (fresh(), StepShape { batch_size: 2, micro_batch_size: 2, packing: false });
+    let (mut plain, shape) = (fresh(), StepShape { batch_size: 2, packing: false });
     let mut ahead = ReadAhead::new(fresh(), shape).unwrap();
     // Long enough for the thread to have met it, if it reads further than it may.
     std::thread::sleep(std::time::Duration::from_millis(50));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::{Event, Sink, Train};
 use crate::error::Result;
 use crate::units::{Count, Span};
-use text::{eval_line, train_line};
+use text::{eval_line, sample_line, train_line};
 
 /// Without a terminal, a step is printed at the least this often.
 const QUIET: Duration = Duration::from_secs(30);
@@ -52,6 +52,7 @@ impl Sink for Console {
         match event {
             Event::Train(event) => self.train(event),
             Event::Eval(event) => self.screen.line(&eval_line(event)),
+            Event::Sample(event) => self.screen.line(&sample_line(event)),
             Event::Checkpoint(event) => {
                 let best = if event.best { " (best so far)" } else { "" };
                 self.screen.line(&format!("step {}  saved {}{best}", Count(event.step), event.path));

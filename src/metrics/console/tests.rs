@@ -44,6 +44,7 @@ fn train(step: u64) -> Event {
         teacher_seconds: None,
         student_seconds: 0.1,
         elapsed_seconds: 1.0,
+        rollout: None,
     })
 }
 

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::super::{Eval, Train};
+use super::super::{Eval, Sample, Train};
+use crate::printable::excerpt;
 use crate::units::Count;
 
 pub(super) fn train_line(event: &Train) -> String {
@@ -12,6 +13,16 @@ pub(super) fn train_line(event: &Train) -> String {
     }
     let _ = write!(line, "  {} tokens/s", Count(event.tokens_per_second as u64));
     line
+}
+
+/// The end of the prompt, which is what was asked, and the beginning of the answer.
+pub(super) fn sample_line(event: &Sample) -> String {
+    const SHOWN: usize = 60;
+    let tail = event.prompt.chars().count().saturating_sub(SHOWN);
+    let asked: String = event.prompt.chars().skip(tail).collect();
+    let lead = if tail > 0 { "…" } else { "" };
+    let (asked, answer) = (excerpt(asked.trim()), excerpt(event.completion.trim()));
+    format!("step {}  sample  {lead}{asked} → {answer}", Count(event.step))
 }
 
 pub(super) fn eval_line(event: &Eval) -> String {

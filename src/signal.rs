@@ -44,8 +44,9 @@ impl Head for WeightHead {
 
 /// The teacher's word on the N targets of a batch.
 pub enum TeacherSignal {
-    /// Final hidden states at the target rows, `[N, D]`, and the head they go through.
-    Hidden { states: Tensor, head: Arc<dyn Head> },
+    /// Final hidden states at the target rows, `[N, D]`, and the head they go through; with them the residual stream behind
+    /// each block that was asked for, `[N, D]` too.
+    Hidden { states: Tensor, head: Arc<dyn Head>, layers: Vec<Tensor> },
     /// Whole rows of logits, `[N, vocab_size]`: for tests and small vocabularies.
     Dense { logits: Vec<f32>, vocab_size: usize },
     /// The k likeliest tokens of each target: a signal that was stored.
@@ -163,7 +164,7 @@ impl TeacherSignal {
     pub fn logits(&self, from: usize, n: usize, logits: &mut [f32]) -> Result<()> {
         match self {
             Self::TopK { .. } | Self::Sampled { .. } => Ok(()),
-            Self::Hidden { states, head } => head.write_logits(&states.narrow(0, from, n)?, logits),
+            Self::Hidden { states, head, .. } => head.write_logits(&states.narrow(0, from, n)?, logits),
             Self::Dense { logits: all, vocab_size } => {
                 logits.copy_from_slice(&all[from * vocab_size..(from + n) * vocab_size]);
                 Ok(())
@@ -180,16 +181,18 @@ pub struct Capabilities {
 }
 
 /// What a loss asks of its teacher.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Needs {
     pub full_distribution: bool,
     /// Temperature at which a stored signal is wanted: what it left out depends on it.
     pub temperature: f64,
+    /// Blocks whose outputs are wanted too; only a live teacher has them.
+    pub layers: Vec<usize>,
 }
 
 impl Default for Needs {
     fn default() -> Self {
-        Self { full_distribution: false, temperature: 1.0 }
+        Self { full_distribution: false, temperature: 1.0, layers: vec![] }
     }
 }
 

@@ -462,6 +462,46 @@ fn a_student_learns_from_its_own_answers_to_prompts_without_responses() {
 }
 
 #[test]
+fn a_teacher_writes_the_responses_once_and_the_student_learns_them_with_any_loss() {
+    let bench = Bench::with_teacher();
+    let prompts: String = (0..40).map(|i| format!("{{\"prompt\": \"{} {i}?\"}}\n", common::WORDS[i % 8])).collect();
+    bench.write("prompts.jsonl", prompts + "{\"text\": \"a text stays\"}\n");
+    bench.distil_config("steps = 4\n[rollout]\nfrom = \"teacher\"\nmax_new_tokens = 5");
+    let train = |output: &str, more: &[&str], code: i32| {
+        let args = ["train", "--config", "run.toml", "--set", "data.train=[\"prompts.jsonl\"]", "--output", output];
+        String::from_utf8(bench.expect(&[&args[..], more].concat(), code).stderr).unwrap()
+    };
+    assert!(train("dry", &["--dry-run"], 0).is_empty() && !bench.path("dry").exists());
+    let said = train("whole", &[], 0);
+    assert!(said.contains("responses") && said.contains("answers of the teacher"), "{said}");
+    let lines = |run: &str| String::from_utf8(bench.read(&format!("{run}/responses.jsonl"))).unwrap();
+    assert!(lines("whole").lines().count() > 30 && lines("whole").contains("{\"text\":\"a text stays\"}"));
+    assert!(lines("whole").contains("\"unfinished\":true"));
+    // The student's config names the prompts; its rows are the teacher's.
+    assert!(String::from_utf8(bench.read("whole/config.toml")).unwrap().contains("prompts.jsonl"));
+    let info = bench.json("whole/responses.json");
+    assert_eq!((&info["complete"], &info["records"]), (&true.into(), &41.into()));
+    assert!(!train("whole", &["--resume", "--set", "train.steps=6"], 0).contains("the teacher answers"));
+    // Cut off after a batch, with a line that nobody counted, it is gone on with to the same bytes.
+    std::fs::create_dir(bench.path("cut")).unwrap();
+    let first: String = lines("whole").lines().take(20).map(|line| format!("{line}\n")).collect();
+    let mut cut = info.clone();
+    let skipped = 0;
+    (cut["complete"], cut["records"], cut["skipped"]) = (false.into(), 20.into(), skipped.into());
+    bench.write("cut/responses.jsonl", first + "{\"prompt\": \"torn");
+    bench.write("cut/responses.json", cut.to_string());
+    train("cut", &["--set", "loss.kind=\"cross_entropy\""], 0);
+    assert_eq!(lines("cut"), lines("whole"));
+    // Other settings are another file.
+    let refused = train("cut2", &["--set", "rollout.max_new_tokens=3"], 0);
+    assert!(refused.contains("answers of the teacher"));
+    bench.write("cut3/responses.json", bench.read("whole/responses.json"));
+    bench.write("cut3/responses.jsonl", bench.read("whole/responses.jsonl"));
+    let refused = train("cut3", &["--set", "rollout.max_new_tokens=3"], 2);
+    assert!(refused.contains("rollout.max_new_tokens changed"), "{refused}");
+}
+
+#[test]
 fn a_fraction_of_zero_is_the_fixed_corpus_and_one_leaves_none_of_it() {
     let bench = Bench::with_teacher();
     bench.distil_config("epochs = 1");

@@ -95,9 +95,9 @@ fn every_trainable_tensor_gets_a_gradient_in_every_family(device) {
         let model = Decoder::load(&folder, true, device).unwrap();
         let (ids, _) = expected(&folder);
         let batch = every_position(&ids);
-        let trace = model.trace(&batch, Keep::Activations, Precision::F32).unwrap();
+        let trace = model.trace(&batch, Keep::Activations, Precision::F32, &[]).unwrap();
         let upstream = trace.hidden.affine(0.3, 0.1).unwrap();
-        model.backward(trace, upstream).unwrap();
+        model.backward(trace, upstream, &[]).unwrap();
         for parameter in model.parameters().iter().filter(|p| p.name != "lm_head.weight") {
             let gradient = parameter.grad.as_ref().unwrap().tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert!(

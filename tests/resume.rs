@@ -115,6 +115,17 @@ fn stopped_while_the_student_writes_rows_of_its_own_and_resumed() {
 }
 
 #[test]
+fn stopped_while_projections_of_hidden_states_learn_and_resumed() {
+    let more = "epochs = 2\n[loss]\nhidden = { layers = \"auto\", kind = \"cosine\", weight = 0.5 }";
+    ends_like_the_unbroken_run(more, "", |bench, run| {
+        stop_at(bench, run, &[2, 7]);
+        let student = files(&bench.path(run).join("student"));
+        let checkpoint = files(&bench.path(run).join("checkpoints/step-00000012"));
+        assert!(checkpoint.contains_key("projections.safetensors") && !student.contains_key("projections.safetensors"));
+    });
+}
+
+#[test]
 fn terminated_by_a_signal_and_resumed() {
     ends_like_the_unbroken_run("steps = 400", "", |bench, run| {
         let args = [&RESUME[..], &["--output", run]].concat();

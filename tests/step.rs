@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use distill::corpus::{Batch, Row, RowRef};
-use distill::kernels::Precision;
-use distill::loss::{ForwardKl, Objective, StudentHead};
-use distill::model::{Decoder, Keep};
+use distill::kernels::{Precision, overwrite};
+use distill::loss::{ForwardKl, HiddenKind, HiddenMatch, HiddenPair, Objective, StudentHead};
+use distill::model::{Decoder, Keep, Parameter};
 use distill::signal::{Needs, TeacherSignal};
+use distill::student::random_matrix;
 use distill::teacher::{LocalTeacher, Teacher};
 use distill::train::{AdamW, AdamWConfig, Decay, Schedule, Stepper};
 use serde::Deserialize;
@@ -78,6 +79,7 @@ fn stepper<'a>(teacher: &'a LocalTeacher, student: &'a Decoder, e: &Expected) ->
         teacher: Some(teacher),
         student,
         objective: Objective::distillation(Box::new(ForwardKl), e.temperature, e.hard_label_weight, true),
+        hidden: None,
         optimizer: AdamW::new(config, student.parameters()).unwrap(),
         max_grad_norm: e.max_grad_norm,
         keep: Keep::Activations,
@@ -230,6 +232,53 @@ fn dense_logits_and_hidden_states_with_a_head_teach_the_same(device) {
     for ((name, a), (_, b)) in ga.iter().zip(&gb) {
         let largest = a.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-5 * largest), "{name}");
+    }
+}
+
+fn hidden_states_pull_on_every_block_before_them_and_the_whole_gradient_is_the_finite_difference(device) {
+    // On a GPU hidden states are refused.
+    if device.is_cuda() {
+        return;
+    }
+    let teacher = teacher(device);
+    let e: Expected = json("expected_student.json");
+    let width = |model: &Decoder| model.config().hidden_size;
+    for keep in [Keep::Activations, Keep::Inputs] {
+        let student = Decoder::load(&folder().join("student"), true, device).unwrap();
+        let last = student.config().layers - 1;
+        let mut step = stepper(&teacher, &student, &e);
+        step.keep = keep;
+        let shape = (width(teacher.decoder()), width(&student));
+        let pair = |layer: usize| {
+            let weight = random_matrix(&format!("p{layer}"), shape, 0.3, 1).unwrap();
+            let projection = Some(Parameter::new(format!("p{layer}"), weight, true).unwrap());
+            HiddenPair { student: layer, teacher: layer, projection }
+        };
+        let pairs = if last == 0 { vec![pair(0)] } else { vec![pair(0), pair(last)] };
+        step.hidden = Some(HiddenMatch { pairs, kind: HiddenKind::Mse, weight: 0.7 });
+        let batches = micro(&steps()[0], 2);
+        let with = step.accumulate(&batches).unwrap();
+        assert!(with.hidden.unwrap() > 0.0);
+        let learned = step.learned();
+        let analytic: Vec<(String, Vec<f32>)> = learned
+            .iter()
+            .map(|p| (p.name.clone(), p.grad.as_ref().unwrap().tensor().flatten_all().unwrap().to_vec1().unwrap()))
+            .collect();
+        for (name, gradient) in analytic {
+            // The steepest element: its difference stands out of the rounding of f32.
+            let at = (0..gradient.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs())).unwrap();
+            let tensor = learned.get(&name).unwrap().tensor().unwrap().clone();
+            let mut loss = |by: f32| {
+                overwrite(&tensor, |values| values[at] += by).unwrap();
+                let loss = step.accumulate(&batches).unwrap().loss;
+                overwrite(&tensor, |values| values[at] -= by).unwrap();
+                loss
+            };
+            const H: f32 = 2e-3;
+            let numeric = (loss(H) - loss(-H)) / (2.0 * H as f64);
+            let off = (numeric - gradient[at] as f64).abs();
+            assert!(off <= 0.02 * numeric.abs() + 2e-4, "{name}[{at}]: {numeric} and {}", gradient[at]);
+        }
     }
 }
 

@@ -23,6 +23,11 @@ pub const TOKENIZER: &str = "tokenizer.json";
 pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
 pub const OPTIMIZER: &str = "optimizer.safetensors";
+/// Rows whose responses the teacher wrote, and what they were made from.
+pub const RESPONSES: &str = "responses.jsonl";
+pub const RESPONSES_INFO: &str = "responses.json";
+/// What a run learns besides its student; absent where it learns nothing else.
+pub const PROJECTIONS: &str = "projections.safetensors";
 pub const STATE: &str = "state.json";
 pub const MANIFEST: &str = "manifest.json";
 
@@ -37,7 +42,8 @@ pub fn parse_folder_name(name: &str) -> Option<u64> {
     (folder_name(step) == name).then_some(step)
 }
 
-/// Whether a run may start in `dir`: it is absent, or empty but for a lock and litter of a killed start.
+/// Whether a run may start in `dir`: it is absent, or empty but for a lock, litter of a killed start, and responses that its
+/// teacher has written.
 ///
 /// Errors: `dir` is a file or cannot be read.
 pub fn is_fresh(dir: &Path) -> Result<bool> {
@@ -47,7 +53,8 @@ pub fn is_fresh(dir: &Path) -> Result<bool> {
     };
     for entry in entries {
         let name = entry.map_err(|cause| Error::unreadable(dir, cause))?.file_name();
-        if !name.to_str().is_some_and(|name| name == LOCK || is_leftover(name)) {
+        let before_the_run = |name: &str| [LOCK, RESPONSES, RESPONSES_INFO].contains(&name) || is_leftover(name);
+        if !name.to_str().is_some_and(before_the_run) {
             return Ok(false);
         }
     }

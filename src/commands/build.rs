@@ -9,14 +9,15 @@ use candle_core::Device;
 
 use crate::config::objective::objective;
 use crate::config::plan::{Plan, model_folder};
-use crate::config::{Dtype, Schedule, StudentSource, TeacherConfig, TeacherKind, Word};
+use crate::config::{Dtype, HiddenKind, Schedule, StudentSource, TeacherConfig, TeacherKind, Word};
 use crate::corpus::{Batch, Row};
 use crate::device::{Devices, allow_tf32};
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate};
 use crate::kernels::Precision;
+use crate::loss::{self, HiddenMatch, HiddenPair};
 use crate::metrics::Screen;
-use crate::model::{Decoder, Gguf, Keep, ModelConfig, Sampling};
+use crate::model::{Decoder, Gguf, Keep, ModelConfig, Parameter, Sampling};
 use crate::student;
 use crate::teacher::{CacheTeacher, LocalTeacher, Teacher};
 use crate::train::{AdamW, AdamWConfig, Decay, RolloutOptions, Rollouts, Stepper};
@@ -142,16 +143,42 @@ pub fn stepper<'a>(plan: &Plan, teacher: Option<&'a dyn Teacher>, student: &'a D
         weight_decay: train.weight_decay,
     };
     allow_tf32(train.tf32);
+    let hidden = hidden_match(plan)?;
+    let learned = student.parameters().with(hidden.iter().flat_map(HiddenMatch::projections));
     Ok(Stepper {
         teacher,
         student,
         objective,
-        optimizer: AdamW::new(config, student.parameters())?,
+        hidden,
+        optimizer: AdamW::new(config, &learned)?,
         max_grad_norm: train.max_grad_norm,
         keep: if train.checkpoint_activations { Keep::Inputs } else { Keep::Activations },
         precision: precision(train.dtype),
         exact_phases: false,
     })
+}
+
+/// Hidden states that are held to the teacher's. A projection starts as a random matrix that keeps lengths on average, a
+/// function of the seed and its layers.
+fn hidden_match(plan: &Plan) -> Result<Option<HiddenMatch>> {
+    let (Some(config), Some(teacher)) = (&plan.config.loss.hidden, &plan.teacher) else { return Ok(None) };
+    let (from, to) = (plan.student.hidden_size, teacher.hidden_size);
+    let pair = |&[student, teacher]: &[usize; 2]| -> Result<HiddenPair> {
+        let projection = (from != to).then(|| {
+            let name = format!("hidden.{student}.{teacher}.projection");
+            let weight = student::random_matrix(&name, (to, from), 1.0 / (from as f64).sqrt(), plan.config.seed)?;
+            Parameter::new(name, weight, true)
+        });
+        Ok(HiddenPair { student, teacher, projection: projection.transpose()? })
+    };
+    Ok(Some(HiddenMatch {
+        pairs: plan.hidden_layers.iter().map(pair).collect::<Result<_>>()?,
+        kind: match config.kind {
+            HiddenKind::Mse => loss::HiddenKind::Mse,
+            HiddenKind::Cosine => loss::HiddenKind::Cosine,
+        },
+        weight: config.weight,
+    }))
 }
 
 /// What a plan's student answers itself. None: nothing. `text` shows tokens.

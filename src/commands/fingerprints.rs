@@ -52,17 +52,21 @@ pub fn teacher_files(teacher: &TeacherConfig) -> Result<Vec<PathBuf>> {
     })
 }
 
-/// Refuses to go on when what the run reads has changed, naming it.
-pub fn check(saved: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Result<()> {
+/// The names of what has changed, as a list in words. None: nothing.
+pub fn changed(saved: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Option<String> {
     let changed: Vec<&str> =
         saved.iter().filter(|(name, digest)| now.get(*name) != Some(digest)).map(|(name, _)| name.as_str()).collect();
-    if changed.is_empty() {
-        return Ok(());
+    (!changed.is_empty()).then(|| changed.join(", "))
+}
+
+/// Refuses to go on when what the run reads has changed, naming it.
+pub fn check(saved: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Result<()> {
+    match changed(saved, now) {
+        None => Ok(()),
+        Some(changed) => Err(Error::input(format!(
+            "cannot resume: {changed} changed since the run began; restore it, or start a new run in another --output"
+        ))),
     }
-    Err(Error::input(format!(
-        "cannot resume: {} changed since the run began; restore it, or start a new run in another --output",
-        changed.join(", ")
-    )))
 }
 
 fn of_file(path: &Path) -> Result<[u8; 32]> {

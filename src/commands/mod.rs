@@ -9,6 +9,7 @@ mod fingerprints;
 mod generate;
 mod inspect;
 mod out;
+mod responses;
 mod show_plan;
 mod signals;
 mod start;

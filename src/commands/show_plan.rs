@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::build::{self, AnyTeacher};
+use super::responses;
 use crate::cache::Reader;
 use crate::config::plan::Plan;
 use crate::config::{DivergenceConfig, Dtype, LossConfig, LossKind, Scheduled, StudentSource, Word};
@@ -75,6 +76,10 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         line("held out", format!("{rows} rows, {} targets{rejected}", Count(targets as u64)));
     }
     line("loss", loss_line(&config.loss));
+    if let Some(hidden) = &config.loss.hidden {
+        let pairs: Vec<String> = plan.hidden_layers.iter().map(|[s, t]| format!("{s}-{t}")).collect();
+        line("hidden", format!("+ {} · {} of the layers {}", hidden.weight, hidden.kind.word(), pairs.join(", ")));
+    }
     if let Some(rollout) = config.rollout.as_ref().filter(|rollout| rollout.on_policy()) {
         let again = match (rollout.every_steps, rollout.buffer) {
             (Some(n), Some(buffer)) => {
@@ -91,6 +96,14 @@ pub fn lines(plan: &Plan) -> Vec<String> {
                 rollout.temperature,
                 rollout.top_p
             ),
+        );
+    }
+    if let Some(rollout) = responses::wanted(config) {
+        let state = if config.responses.is_some() { "the teacher's" } else { "to be written by the teacher first" };
+        let max = Count(rollout.max_new_tokens as u64);
+        line(
+            "responses",
+            format!("{state}: up to {max} tokens at temperature {}, top_p {}", rollout.temperature, rollout.top_p),
         );
     }
     let train = &config.train;
@@ -209,6 +222,9 @@ pub fn with_estimate(plan: &Plan, screen: &Screen) -> Result<String> {
         for row in step.items.iter().flatten() {
             out += &format!("\n{}\n", show_row(row, plan.encoder.tokenizer()));
         }
+    }
+    if plan.config.responses.is_none() && responses::wanted(&plan.config).is_some() {
+        return Ok(out + "\ntime       not known: the teacher has not written the responses yet\n");
     }
     let per_step = time_steps(plan, screen)?;
     out += &format!(

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::build::AnyTeacher;
 use super::cache::{self, write_through};
 use super::start::{Origin, Start};
-use super::{Outcome, build, fingerprints, out, show_plan, signals};
+use super::{Outcome, build, fingerprints, out, responses, show_plan, signals};
 use crate::checkpoint::{Dtype, Store, atomic, layout};
 use crate::cli::TrainArgs;
 use crate::config::plan::Plan;
@@ -38,15 +38,22 @@ const HELD_OUT_DISK: u64 = 1 << 30;
 
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let screen = Screen::stderr();
-    let config = config::load(&args.config, &args.set, args.output.as_deref())?;
+    let mut config = config::load(&args.config, &args.set, args.output.as_deref())?;
     let devices = config.devices(args.device.choice)?;
     if args.dry_run {
+        config.responses = responses::complete(&config).then(|| responses::file(&config));
         let plan = Plan::new(config, devices, &screen)?;
         out::write(&show_plan::with_estimate(&plan, &screen)?)?;
         return Ok(Outcome::Done);
     }
     let interrupted = signals::watch("step", &screen)?;
     let start = Start::find(args.resume.as_ref(), &config.output.dir, &config, &screen)?;
+    if responses::wanted(&config).is_some() {
+        if !responses::write(&config, devices.clone(), &screen, &interrupted)? {
+            return Ok(Outcome::Stopped);
+        }
+        config.responses = Some(responses::file(&config));
+    }
     let plan = Plan::new(config, devices, &screen)?;
     show_plan::lines(&plan).iter().for_each(|line| screen.line(line));
     let short = |error: Error| match error.is_out_of_memory() {
@@ -153,6 +160,7 @@ impl<'a> Session<'a> {
         let mut state = self.state.clone();
         if let Start::From(origin) = self.start {
             stepper.optimizer.restore(TrainState::read_moments(&origin.checkpoint)?)?;
+            TrainState::restore_projections(&origin.checkpoint, stepper.hidden.as_ref())?;
             loader.restore(state.loader.clone())?;
             for (code, message) in state.continue_here(hardware(plan)) {
                 warn(&mut sinks, state.step, code, message)?;

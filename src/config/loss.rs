@@ -25,6 +25,7 @@ pub(super) fn loss(r: &mut Reader<'_>) -> LossConfig {
         temperature: r.scheduled("loss.temperature", 1.0, Numbers::Temperature),
         hard_label_weight: r.scheduled("loss.hard_label_weight", 0.0, Numbers::Fraction),
         scale_by_temperature_squared: r.flag("loss.scale_by_temperature_squared", true),
+        hidden: super::hidden::hidden(r),
         mix,
     };
     if loss.is_cross_entropy() {
@@ -32,6 +33,7 @@ pub(super) fn loss(r: &mut Reader<'_>) -> LossConfig {
             ("loss.temperature", loss.temperature != Scheduled::Constant(1.0)),
             ("loss.hard_label_weight", loss.hard_label_weight != Scheduled::Constant(0.0)),
             ("loss.scale_by_temperature_squared", !loss.scale_by_temperature_squared),
+            ("loss.hidden", loss.hidden.is_some()),
         ] {
             if changed {
                 r.refuse(key, "has no effect with loss.kind = \"cross_entropy\": leave it out");

@@ -67,6 +67,8 @@ pub struct Plan {
     /// A digest of the run's rows in it.
     pub cached_rows: [u8; 32],
     pub student: ModelConfig,
+    /// Layers of the student and the teacher whose outputs are compared.
+    pub hidden_layers: Vec<[usize; 2]>,
     pub encoder: Arc<Encoder>,
     pub train: Arc<CorpusIndex>,
     pub scan: Scan,
@@ -308,7 +310,10 @@ impl Plan {
         };
         // Only what is trained on may be without an answer.
         let held_out_encoder = encoder(false)?;
-        let encoder = encoder(config.rollout.as_ref().is_some_and(RolloutConfig::on_policy))?;
+        let answers = |rollout: &RolloutConfig| {
+            rollout.on_policy() || (rollout.from == RolloutFrom::Teacher && config.responses.is_none())
+        };
+        let encoder = encoder(config.rollout.as_ref().is_some_and(answers))?;
         let held_out = corpora
             .eval
             .map(|index| HeldOut::take(index, held_out_encoder.clone(), config.eval.max_rows))
@@ -324,6 +329,7 @@ impl Plan {
             CacheCodec::Dense => Codec::Dense,
         });
         can_be_computed(&config.loss, written.as_ref(), &devices)?;
+        let hidden_layers = hidden_layers(&config, &models, &devices)?;
         if let (Some(Codec::TopK { .. }), Some(teacher)) = (&written, &models.teacher) {
             let k = config.cache.as_ref().and_then(|cache| cache.k).unwrap_or(0);
             fits_vocabulary(k, teacher.vocab_size.min(models.student.vocab_size))?;
@@ -365,6 +371,7 @@ impl Plan {
             cache: models.cache,
             cached_rows,
             student: models.student,
+            hidden_layers,
             encoder,
             train: corpora.train,
             scan,
@@ -490,6 +497,27 @@ fn cut(whole: &ModelConfig, layers: &[usize]) -> Result<ModelConfig> {
     }
 }
 
+/// Refuses hidden states that nobody can give or compare.
+fn hidden_layers(config: &RunConfig, models: &Models, devices: &Devices) -> Result<Vec<[usize; 2]>> {
+    let Some(hidden) = &config.loss.hidden else { return Ok(vec![]) };
+    let Some(teacher) = &models.teacher else {
+        return Err(Error::input(
+            "loss.hidden needs the teacher's own layers, which a cache does not have: take a live teacher",
+        ));
+    };
+    if config.cache.as_ref().is_some_and(|cache| cache.write_through) {
+        return Err(Error::input(
+            "loss.hidden does not go with cache.write_through: from the second epoch on the cache speaks",
+        ));
+    }
+    if devices.student.device.is_cuda() {
+        return Err(Error::input(
+            "loss.hidden is computed on the CPU alone: set student.device = \"cpu\", or leave it out",
+        ));
+    }
+    hidden.pairs(&config.student.source, models.student.layers, teacher.layers)
+}
+
 struct Corpora {
     train: Arc<CorpusIndex>,
     eval: Option<Arc<CorpusIndex>>,
@@ -506,7 +534,8 @@ impl Corpora {
             None => None,
         };
         let progress = screen.progress("reading the corpus", None);
-        let train = CorpusIndex::open_watching(&config.data.train, policy, |place, record| {
+        let files = config.responses.as_ref().map_or(&config.data.train[..], std::slice::from_ref);
+        let train = CorpusIndex::open_watching(files, policy, |place, record| {
             progress.advance(1);
             if let Some(finder) = &mut finder {
                 finder.watch(place, record);

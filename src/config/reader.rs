@@ -35,7 +35,7 @@ pub enum Numbers {
 }
 
 impl Numbers {
-    fn contain(self, x: f64) -> bool {
+    pub fn contain(self, x: f64) -> bool {
         x.is_finite()
             && match self {
                 Self::Positive => x > 0.0,

@@ -40,7 +40,8 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
     if eval.exact_match && data.as_ref().is_some_and(|data| data.loss_on == LossOn::All) {
         r.refuse("eval.exact_match", "needs data.loss_on = \"completion\": a prompt is no answer");
     }
-    let idle = loss.is_cross_entropy() && data.as_ref().is_some_and(|data| data.eval.is_none());
+    let writes = rollout.as_ref().is_some_and(|rollout| rollout.from == RolloutFrom::Teacher);
+    let idle = !writes && loss.is_cross_entropy() && data.as_ref().is_some_and(|data| data.eval.is_none());
     if teacher.is_some() && idle {
         r.refuse(
             "teacher.path",
@@ -60,6 +61,7 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
         student: student?,
         cache,
         data: data?,
+        responses: None,
         rollout,
         loss,
         train,

@@ -12,13 +12,18 @@ pub(super) fn rollout(
     data: Option<&DataConfig>,
 ) -> Option<RolloutConfig> {
     r.section("rollout")?;
-    let from = r.choice("rollout.from", RolloutFrom::Student, &[RolloutFrom::Student], &["teacher"]);
+    let from = r.choice("rollout.from", RolloutFrom::Student, RolloutFrom::ALL, &[]);
     let student = from == RolloutFrom::Student;
     if student && !r.has("rollout.fraction") {
         r.missing("rollout.fraction", "give the share of rows that the student answers itself, from 0 to 1");
     }
+    for (key, used) in [("rollout.fraction", student), ("rollout.every_steps", student), ("rollout.buffer", student)] {
+        if r.has(key) && !used {
+            r.refuse(key, "is not used by rollout.from = \"teacher\", which answers every prompt once");
+        }
+    }
     let every_steps = r.integer("rollout.every_steps", 1).unwrap_or(1);
-    if r.has("rollout.buffer") && every_steps == 1 {
+    if student && r.has("rollout.buffer") && every_steps == 1 {
         r.refuse("rollout.buffer", "is not used with rollout.every_steps = 1, where every step writes its own rows");
     }
     let buffer = r.size("rollout.buffer", 1).unwrap_or(BUFFER);
@@ -26,13 +31,28 @@ pub(super) fn rollout(
         from,
         fraction: student.then(|| r.float("rollout.fraction", 0.0, Numbers::Fraction)),
         max_new_tokens: r.size("rollout.max_new_tokens", 1).unwrap_or(128),
-        temperature: r.float("rollout.temperature", 1.0, Numbers::NonNegative),
+        temperature: r.float("rollout.temperature", if student { 1.0 } else { 0.0 }, Numbers::NonNegative),
         top_p: r.float("rollout.top_p", 1.0, Numbers::Share),
         every_steps: student.then_some(every_steps),
         buffer: (student && every_steps > 1).then_some(buffer),
     };
     if rollout.on_policy() {
         fits(r, teacher, data);
+    }
+    if !student {
+        match teacher.map(|teacher| teacher.kind) {
+            Some(TeacherKind::Cache) => r.refuse("rollout.from", "wants a teacher that can write: a cache cannot"),
+            None if r.section("teacher").is_none() => {
+                r.missing("teacher.path", "rollout.from = \"teacher\" has it write")
+            }
+            _ => {}
+        }
+        if data.is_some_and(|data| data.loss_on == LossOn::All) {
+            r.refuse(
+                "data.loss_on",
+                "does not go with rollout.from = \"teacher\": only a completion can be written anew",
+            );
+        }
     }
     Some(rollout)
 }

@@ -43,6 +43,7 @@ pub const SECTIONS: &[Section] = &[
             "lambda",
             "normalize",
             "mix",
+            "hidden",
         ],
         later: &["tail"],
     },

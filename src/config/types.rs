@@ -102,6 +102,10 @@ words! {
     }
 }
 words! {
+    /// How far two hidden states are from each other.
+    HiddenKind { Mse = "mse", Cosine = "cosine" }
+}
+words! {
     /// Who answers the corpus's prompts.
     RolloutFrom { Student = "student", Teacher = "teacher" }
 }
@@ -122,6 +126,9 @@ pub struct RunConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheConfig>,
     pub data: DataConfig,
+    /// What is read in place of `data.train`: the rows whose responses the teacher wrote. Never written down.
+    #[serde(skip)]
+    pub responses: Option<PathBuf>,
     /// None: the corpus's responses alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutConfig>,
@@ -275,9 +282,37 @@ pub struct LossConfig {
     pub hard_label_weight: Scheduled,
     /// `false` drops the T² (of tvd, the T).
     pub scale_by_temperature_squared: bool,
+    /// Hidden states that are held to the teacher's besides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<HiddenConfig>,
     /// Parts of the divergence, in place of a kind.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mix: Vec<MixConfig>,
+}
+
+/// weight · the mean distance of hidden states is added to the loss.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HiddenConfig {
+    pub layers: HiddenLayers,
+    pub kind: HiddenKind,
+    pub weight: f64,
+}
+
+/// Whose outputs are compared.
+#[derive(Debug, Clone, PartialEq)]
+pub enum HiddenLayers {
+    Auto,
+    /// Student's and teacher's.
+    Pairs(Vec<[usize; 2]>),
+}
+
+impl Serialize for HiddenLayers {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Pairs(pairs) => pairs.serialize(serializer),
+        }
+    }
 }
 
 /// A kind and what it is made with.

@@ -157,7 +157,12 @@ impl Encoder {
     /// The rows of `record`, which stands at `place`.
     pub fn encode(&self, record: &Record, place: &Place) -> Result<Encoded, EncodeError> {
         let mut rows = vec![];
+        let (record, unfinished) = match record {
+            Record::Unfinished(record) => (&**record, true),
+            record => (record, false),
+        };
         match (record, &self.template) {
+            (Record::Unfinished(_), _) => return Err("a row is unfinished once".to_string().into()),
             (Record::Text(text), _) => rows.push(self.text(text)?),
             (_, Template::Missing) => return Err(EncodeError::Setup(self.missing())),
             (Record::Chat(_), Template::Off) => {
@@ -173,6 +178,11 @@ impl Encoder {
                 rows = self.chat(template, messages)?;
             }
             (Record::Chat(messages), Template::Chat(template)) => rows = self.chat(template, messages.clone())?,
+        }
+        // What would end the last answer is the last token: of a pair and of a text EOS, of a conversation its turn's end.
+        if let Some(last) = rows.last_mut().filter(|_| unfinished) {
+            last.ids.pop();
+            last.targets.pop();
         }
         let split = rows.len() > 1;
         Ok(Encoded { rows: rows.into_iter().map(|tokens| self.finish(tokens, place)).collect(), split })

@@ -45,6 +45,7 @@ pub(super) struct Fields {
     pub(super) response: Option<Field>,
     pub(super) completion: Option<Field>,
     pub(super) text: Option<Field>,
+    pub(super) unfinished: Option<bool>,
     pub(super) duplicate: Option<String>,
 }
 
@@ -117,6 +118,10 @@ impl<'de> Deserialize<'de> for Top {
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Top, M::Error> {
                 let mut fields = Fields::default();
                 let duplicate = walk(&mut map, |key, map| {
+                    if key == "unfinished" {
+                        fields.unfinished = map.next_value()?;
+                        return Ok(true);
+                    }
                     let field = match key {
                         "messages" => &mut fields.messages,
                         "prompt" => &mut fields.prompt,

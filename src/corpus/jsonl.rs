@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::fields::{Field, Top, Turn};
+use super::fields::{Field, Fields, Top, Turn};
 use crate::printable::excerpt;
 
 /// The longest line that is read, in bytes: bounds the memory that one line can ask for.
@@ -34,6 +34,8 @@ pub enum Record {
     Prompt(String),
     /// `{"text"}`, not empty.
     Text(String),
+    /// One of the others with `"unfinished": true`: the last answer breaks off, so its end is nothing to learn.
+    Unfinished(Box<Record>),
 }
 
 impl Record {
@@ -63,6 +65,7 @@ impl Record {
             }
             Record::Prompt(prompt) => vec![Message::new("user", prompt)].hash(&mut hasher),
             Record::Text(text) => text.hash(&mut hasher),
+            Record::Unfinished(record) => return record.content_hash(),
         }
         hasher.finish()
     }
@@ -77,6 +80,16 @@ impl Top {
         if let Some(key) = fields.duplicate {
             return Err(format!("duplicate key {}", quoted(&key)));
         }
+        match fields.unfinished {
+            Some(true) => fields.into_record().map(|record| Record::Unfinished(Box::new(record))),
+            _ => fields.into_record(),
+        }
+    }
+}
+
+impl Fields {
+    fn into_record(self) -> Result<Record, String> {
+        let fields = self;
         let given = |f: &Option<Field>| f.as_ref().is_some_and(|f| f.kind() != "null");
         let no_other = !given(&fields.prompt) && !given(&fields.response) && !given(&fields.completion);
         if given(&fields.messages) || (fields.messages.is_some() && no_other && !given(&fields.text)) {

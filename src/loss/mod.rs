@@ -7,6 +7,7 @@
 mod cross_entropy;
 mod driver;
 mod forward_kl;
+mod hidden;
 mod jsd;
 mod objective;
 mod on_gpu;
@@ -22,6 +23,7 @@ mod tvd;
 pub use cross_entropy::cross_entropy_row;
 pub use driver::{ChunkedLogits, StudentHead};
 pub use forward_kl::ForwardKl;
+pub use hidden::{HiddenKind, HiddenMatch, HiddenPair};
 pub use jsd::Jsd;
 pub use objective::{Counts, MOST_PARTS, Objective, Output, Part, Sums};
 pub(crate) use objective::{checked_sampled, checked_teacher_row, checked_top_k};

@@ -132,7 +132,7 @@ impl Objective {
     /// What the teacher has to give.
     pub fn needs(&self) -> Needs {
         let full_distribution = self.parts.iter().any(|part| part.divergence.needs_full_distribution());
-        Needs { full_distribution, temperature: self.temperature() }
+        Needs { full_distribution, temperature: self.temperature(), ..Needs::default() }
     }
 
     /// Sets what moves to 0-based step `step`.

@@ -7,7 +7,7 @@ use super::driver::{ChunkedLogits, StudentHead};
 use super::objective::{Objective, Output, RowSaid, Scales, checked_sampled, checked_top_k, teacher_not_finite};
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
-use crate::kernels::{Linear, RowScales, RowSums, TeacherRows, Weight, cross_entropy_rows};
+use crate::kernels::{Linear, RowScales, RowSums, TeacherRows, Weight, add_rows, cross_entropy_rows};
 use crate::signal::{TeacherRow, TeacherSignal};
 
 impl Objective {
@@ -65,7 +65,10 @@ impl Objective {
                 }
                 gradient = Some(match gradient {
                     None => own,
-                    Some(sum) => (sum + own)?,
+                    Some(sum) => {
+                        add_rows(&sum, &(0..rows as u32).collect::<Vec<_>>(), &own)?;
+                        sum
+                    }
                 });
             }
             sums.push(of_parts);
@@ -100,7 +103,7 @@ fn teacher_rows(
     device: &Device,
 ) -> Result<TeacherRows> {
     Ok(match signal {
-        TeacherSignal::Hidden { states, head } => TeacherRows::Logits(head.logits(&states.narrow(0, from, rows)?)?),
+        TeacherSignal::Hidden { states, head, .. } => TeacherRows::Logits(head.logits(&states.narrow(0, from, rows)?)?),
         TeacherSignal::Dense { logits, vocab_size } => {
             let chunk = &logits[from * vocab_size..(from + rows) * vocab_size];
             TeacherRows::Logits(Tensor::from_slice(chunk, (rows, *vocab_size), device)?)

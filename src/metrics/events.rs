@@ -42,6 +42,9 @@ pub struct Train {
     pub parts: Option<BTreeMap<String, f64>>,
     /// Unweighted mean per target that has a label, in nats. None where the loss has no such part.
     pub cross_entropy: Option<f64>,
+    /// Mean distance of hidden states per target, unweighted, where they are matched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<f64>,
     /// Of the step, where it moves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
@@ -149,6 +152,7 @@ mod tests {
             divergence: None,
             parts: None,
             cross_entropy: Some(2.0),
+            hidden: None,
             temperature: None,
             hard_label_weight: None,
             learning_rate: 1e-4,

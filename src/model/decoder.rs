@@ -3,6 +3,8 @@
 //! A forward pass for training keeps each block's activations; the backward pass walks the blocks from the last to the
 //! first and frees them as it goes.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Tensor};
 
 use super::block::{Asked, Block, Layout, Saved};
@@ -49,6 +51,8 @@ pub struct Trace {
     last: Tensor,
     /// Final hidden states at the target rows, `[N, D]`.
     pub hidden: Tensor,
+    /// The residual stream behind each block that was asked for, at the target rows, `[N, D]`.
+    pub layers: Vec<Tensor>,
 }
 
 /// What is kept of one block.
@@ -105,18 +109,37 @@ impl Decoder {
     /// Final hidden states at the batch's target rows, `[N, D]`, in f32 whatever the student trains in: what a saved folder
     /// will say. The last block runs its queries and its MLP for these rows alone.
     pub fn hidden(&self, batch: &Batch) -> Result<Tensor> {
-        let (layout, asked) = self.layout(batch)?;
-        let mut x = self.embed(&batch.tokens)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, &layout, self.asked_of(i, &asked), Precision::F32)?.0;
-        }
-        Ok(self.norm.forward(&x)?)
+        Ok(self.hidden_and_layers(batch, &[])?.0)
     }
 
-    /// [`Self::hidden`] for training; the products of the blocks, here and in the backward pass, round to `precision`.
-    pub fn trace(&self, batch: &Batch, keep: Keep, precision: Precision) -> Result<Trace> {
+    /// [`Self::hidden`], and the residual stream behind each block of `layers` at the target rows, `[N, D]`.
+    pub fn hidden_and_layers(&self, batch: &Batch, layers: &[usize]) -> Result<(Tensor, Vec<Tensor>)> {
+        let (layout, asked) = self.layout(batch)?;
+        let mut x = self.embed(&batch.tokens)?;
+        let mut behind = BTreeMap::new();
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, &layout, self.asked_of(i, &asked), Precision::F32)?.0;
+            if layers.contains(&i) {
+                behind.insert(i, self.at_targets(i, &x, &asked)?);
+            }
+        }
+        Ok((self.norm.forward(&x)?, in_order(layers, behind)?))
+    }
+
+    /// The output of block `i` at the target rows: the last block has no other.
+    fn at_targets(&self, i: usize, x: &Tensor, asked: &Asked) -> Result<Tensor> {
+        Ok(match self.asked_of(i, asked) {
+            Some(_) => x.clone(),
+            None => gather(x, &asked.rows)?,
+        })
+    }
+
+    /// [`Self::hidden_and_layers`] for training; the products of the blocks, here and in the backward pass, round to
+    /// `precision`.
+    pub fn trace(&self, batch: &Batch, keep: Keep, precision: Precision, layers: &[usize]) -> Result<Trace> {
         let (layout, asked) = self.layout(batch)?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
+        let mut behind = BTreeMap::new();
         let mut x = self.embed(&batch.tokens)?;
         for (i, block) in self.blocks.iter().enumerate() {
             let (y, saved) = block.forward(&x, &layout, self.asked_of(i, &asked), precision)?;
@@ -125,18 +148,29 @@ impl Decoder {
                 Keep::Inputs => Kept::Input(x),
             });
             x = y;
+            if layers.contains(&i) {
+                behind.insert(i, self.at_targets(i, &x, &asked)?);
+            }
         }
         let hidden = self.norm.forward(&x)?;
-        Ok(Trace { tokens: batch.tokens.clone(), layout, asked, precision, blocks, last: x, hidden })
+        let layers = in_order(layers, behind)?;
+        Ok(Trace { tokens: batch.tokens.clone(), layout, asked, precision, blocks, last: x, hidden, layers })
     }
 
-    /// Adds the gradient of every parameter but the head's own share, given ∂loss/∂hidden, `[N, D]`. Each block's
+    /// Adds the gradient of every parameter but the head's own share, given ∂loss/∂hidden, `[N, D]`, and what the loss asks of
+    /// the outputs of blocks besides: the number of each and its gradient at the target rows, `[N, D]`. Each block's
     /// activations are freed as soon as they have been used.
-    pub fn backward(&self, trace: Trace, d_hidden: Tensor) -> Result<()> {
+    pub fn backward(&self, trace: Trace, d_hidden: Tensor, d_layers: &[(usize, Tensor)]) -> Result<()> {
         let Trace { tokens, layout, asked, precision, blocks, last, .. } = trace;
         let mut gradient = self.norm.backward(&last, &d_hidden, None)?;
         drop((last, d_hidden));
         for (i, (block, kept)) in self.blocks.iter().zip(blocks).enumerate().rev() {
+            for (_, d_layer) in d_layers.iter().filter(|(layer, _)| *layer == i) {
+                match self.asked_of(i, &asked) {
+                    Some(_) => add_rows(&gradient, &(0..d_layer.dim(0)? as u32).collect::<Vec<_>>(), d_layer)?,
+                    None => add_rows(&gradient, &asked.rows, d_layer)?,
+                }
+            }
             let asked = self.asked_of(i, &asked);
             let saved = match kept {
                 Kept::Activations(saved) => *saved,
@@ -208,6 +242,12 @@ impl Decoder {
         }
         Ok(self.embedding()?.weight.gather(tokens)?)
     }
+}
+
+/// What was kept of `layers`, in their order.
+fn in_order(layers: &[usize], kept: BTreeMap<usize, Tensor>) -> Result<Vec<Tensor>> {
+    let missing = |i: &usize| Error::run(format!("there is no layer {i} whose output could be compared"));
+    layers.iter().map(|i| kept.get(i).cloned().ok_or_else(|| missing(i))).collect()
 }
 
 /// One span for each run of neighbouring targets: its queries, numbered by target, and the row's keys up to its end.

@@ -46,6 +46,13 @@ impl Decoder {
         Self::from_parameters(config, parameters)
     }
 
+    /// A frozen copy as it is now, its matrices packed: what generates many tokens is worth packing. The same bits come out.
+    pub fn packed(&self) -> Result<Self> {
+        let weight = |p: &Parameter| Ok((p.name.clone(), p.weight.values()?));
+        let weights = self.parameters().iter().map(weight).collect::<Result<_>>()?;
+        Self::frozen(self.config().clone(), weights, Precision::F32, self.device())
+    }
+
     /// Loads a folder to be frozen, its matrices packed.
     pub fn load_frozen(folder: &Path, precision: Precision, device: &Device) -> Result<Self> {
         let config = ModelConfig::read(folder)?;

@@ -62,6 +62,13 @@ impl Parameters {
         Self(weights.into_iter().map(parameter).collect())
     }
 
+    /// These and more.
+    pub fn with<'a>(&self, more: impl IntoIterator<Item = &'a Parameter>) -> Self {
+        let mut all = self.clone();
+        all.0.extend(more.into_iter().map(|parameter| (parameter.name.clone(), parameter.clone())));
+        all
+    }
+
     /// Bytes the weights take, without gradients.
     pub fn bytes(&self) -> u64 {
         self.iter().map(|p| p.weight.bytes() as u64).sum()

@@ -29,6 +29,14 @@ pub fn fresh_weights(config: &ModelConfig, seed: u64) -> Result<Weights> {
         .collect()
 }
 
+/// A normal matrix `[rows, columns]`, a function of `seed` and `name` alone.
+pub fn random_matrix(name: &str, shape: (usize, usize), deviation: f64, seed: u64) -> Result<Tensor> {
+    let normal = Normal::new(0.0f32, deviation as f32).map_err(|e| Error::input(format!("{name}: {e}")))?;
+    let mut rng = ChaCha8Rng::from_seed(tensor_seed(seed, name));
+    let values: Vec<f32> = normal.sample_iter(&mut rng).take(shape.0 * shape.1).collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
 fn tensor_seed(seed: u64, name: &str) -> [u8; 32] {
     Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize().into()
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use candle_core::Tensor;
 
 pub use folder::{Companions, write_model};
-pub use fresh::fresh_weights;
+pub use fresh::{fresh_weights, random_matrix};
 
 use crate::error::{Error, Result};
 use crate::model::{Decoder, ModelConfig, Weights, load_some_weights};

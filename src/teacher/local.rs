@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 use super::Teacher;
 use crate::corpus::Batch;
@@ -48,8 +48,13 @@ impl Teacher for LocalTeacher {
         self.head.vocab_size()
     }
 
-    fn signal(&self, batch: &Batch, _needs: &Needs) -> Result<TeacherSignal> {
-        let states = moved(&self.decoder.hidden(batch)?, &self.loss_device)?;
-        Ok(TeacherSignal::Hidden { states, head: self.head.clone() })
+    fn signal(&self, batch: &Batch, needs: &Needs) -> Result<TeacherSignal> {
+        let (states, layers) = self.decoder.hidden_and_layers(batch, &needs.layers)?;
+        let there = |states: &Tensor| Ok(moved(states, &self.loss_device)?);
+        Ok(TeacherSignal::Hidden {
+            states: there(&states)?,
+            head: self.head.clone(),
+            layers: layers.iter().map(there).collect::<Result<_>>()?,
+        })
     }
 }

@@ -42,7 +42,7 @@ impl Known {
             Kept::InMemory(states) => states.clone(),
             Kept::OnDisk(extent) => self.spill.read(extent)?,
         };
-        Some(TeacherSignal::Hidden { states: states.to_device(device).ok()?, head: head.clone() })
+        Some(TeacherSignal::Hidden { states: states.to_device(device).ok()?, head: head.clone(), layers: vec![] })
     }
 
     /// In the host's memory: a GPU's is dearer. What cannot be kept is asked for again.
@@ -85,7 +85,7 @@ impl Teacher for RememberingTeacher<'_> {
             return Ok(signal);
         }
         let signal = self.inner.signal(batch, needs)?;
-        if let TeacherSignal::Hidden { states, head } = &signal {
+        if let TeacherSignal::Hidden { states, head, .. } = &signal {
             known.keep(key, states, head);
         }
         Ok(signal)
@@ -121,7 +121,8 @@ mod tests {
             let head = Tensor::zeros((3, 2), DType::F32, &Device::Cpu)?;
             let value = batch.rows[0].digest[0] as f32 / 3.0;
             let states = Tensor::full(value, (batch.valid_tokens(), 2), &Device::Cpu)?;
-            Ok(TeacherSignal::Hidden { states, head: Arc::new(WeightHead(Weight::Dense(head))) })
+            let head = Arc::new(WeightHead(Weight::Dense(head)));
+            Ok(TeacherSignal::Hidden { states, head, layers: vec![] })
         }
     }
 

@@ -187,7 +187,8 @@ impl Rollouts<'_> {
         }
         let mut answers: Vec<Vec<u32>> = vec![vec![]; tasks.len()];
         let interrupted = || self.interrupted.load(Ordering::Relaxed);
-        let finishes = generate(student, &prompts, &options.stop, options.sampling, |r, token| {
+        let student = student.packed()?;
+        let finishes = generate(&student, &prompts, &options.stop, options.sampling, |r, token| {
             answers[r].push(token);
             if interrupted() { Err(Error::run("interrupted")) } else { Ok(()) }
         });

@@ -167,7 +167,7 @@ impl Run<'_> {
         self.sinks.flush()?;
         self.store.save(step, |dir| {
             (self.save_model)(dir)?;
-            self.state.write(dir, &self.stepper.optimizer)
+            self.state.write(dir, &self.stepper.optimizer, self.stepper.hidden.as_ref())
         })?;
         let again = self.saved.replace(step) == Some(step);
         if best && self.pace.keep_best {
@@ -247,6 +247,7 @@ impl Run<'_> {
             divergence: objective.divergence(&report.sums),
             parts: (parts.len() > 1).then(|| parts.iter().map(|(name, mean)| (name.to_string(), *mean)).collect()),
             cross_entropy: report.sums.cross_entropy.map(|c| c / report.sums.labels.max(1) as f64),
+            hidden: report.hidden,
             temperature: moves.0.then(|| objective.temperature()),
             hard_label_weight: moves.1.then(|| objective.hard_label_weight()),
             learning_rate,

@@ -11,7 +11,8 @@ use super::rollout::RolloutState;
 use crate::checkpoint::{Checkpoint, Dtype, Entry, Values, layout, read_safetensors_f32, write_safetensors};
 use crate::corpus::LoaderState;
 use crate::error::{Error, Result};
-use crate::kernels::{Precision, Simd};
+use crate::kernels::{Precision, Simd, overwrite};
+use crate::loss::HiddenMatch;
 use crate::metrics;
 
 /// A held-out score and when it was reached; less is better.
@@ -57,11 +58,22 @@ pub struct TrainState {
 }
 
 impl TrainState {
-    /// Writes state.json and optimizer.safetensors into a checkpoint's folder.
-    pub fn write(&self, dir: &Path, optimizer: &AdamW) -> Result<()> {
+    /// Writes state.json, optimizer.safetensors and, where there are any, the projections of hidden states into a
+    /// checkpoint's folder.
+    pub fn write(&self, dir: &Path, optimizer: &AdamW, hidden: Option<&HiddenMatch>) -> Result<()> {
         let path = dir.join(layout::STATE);
         let text = serde_json::to_vec_pretty(self).map_err(|e| Error::run(format!("state.json: {e}")))?;
         std::fs::write(&path, text).map_err(|e| Error::unwritable(&path, e))?;
+        let projections: Vec<_> = hidden.iter().flat_map(|hidden| hidden.projections()).collect();
+        if !projections.is_empty() {
+            let specs: Vec<_> = projections.iter().map(|p| Ok((p.spec(), p.tensor()?))).collect::<Result<_>>()?;
+            let entries = specs.iter().map(|(spec, tensor)| Entry {
+                name: &spec.name,
+                shape: &spec.shape,
+                values: Values::Tensor(tensor),
+            });
+            write_safetensors(&dir.join(layout::PROJECTIONS), entries, Dtype::F32, &BTreeMap::new())?;
+        }
         let moments: Vec<(String, &Tensor, [usize; 1])> = optimizer
             .moments()
             .flat_map(|(name, m)| [(format!("first.{name}"), &m.first), (format!("second.{name}"), &m.second)])
@@ -109,6 +121,25 @@ impl TrainState {
         let path = checkpoint.file(layout::STATE);
         let text = std::fs::read(&path).map_err(|e| Error::run(format!("cannot read {}: {e}", path.display())))?;
         serde_json::from_slice(&text).map_err(|e| Error::run(format!("{} cannot be read: {e}", path.display())))
+    }
+
+    /// Gives the projections of hidden states the values of a verified checkpoint.
+    pub fn restore_projections(checkpoint: &Checkpoint, hidden: Option<&HiddenMatch>) -> Result<()> {
+        let projections: Vec<_> = hidden.iter().flat_map(|hidden| hidden.projections()).collect();
+        if projections.is_empty() {
+            return Ok(());
+        }
+        let path = checkpoint.file(layout::PROJECTIONS);
+        let mut saved = read_safetensors_f32(&path)?;
+        for projection in projections {
+            let values = saved.remove(&projection.name).map(|(_, values)| values);
+            let values = values.filter(|values| values.len() == projection.spec().elements());
+            let values = values.ok_or_else(|| {
+                Error::run(format!("{} does not hold {} in its shape", path.display(), projection.name))
+            })?;
+            overwrite(projection.tensor()?, |own| own.copy_from_slice(&values))?;
+        }
+        Ok(())
     }
 
     /// Reads the optimizer's state of a verified checkpoint, by parameter name.

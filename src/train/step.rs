@@ -9,8 +9,9 @@ use super::optim::AdamW;
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
 use crate::kernels::{GradSlot, Precision, sums_of_squares};
-use crate::loss::{Counts, Objective, StudentHead, Sums};
-use crate::model::{Decoder, Keep};
+use crate::loss::{Counts, HiddenMatch, Objective, StudentHead, Sums};
+use crate::model::{Decoder, Keep, Parameters};
+use crate::signal::TeacherSignal;
 use crate::teacher::Teacher;
 
 /// Wall time of each part of a step.
@@ -38,6 +39,8 @@ pub struct StepReport {
     pub sums: Sums,
     /// Nats per target: what was differentiated.
     pub loss: f64,
+    /// Mean distance of hidden states per target, unweighted.
+    pub hidden: Option<f64>,
     /// Of all gradients, before clipping.
     pub grad_norm: f64,
     /// Tokens that went through the student.
@@ -50,6 +53,8 @@ pub struct Stepper<'a> {
     pub teacher: Option<&'a dyn Teacher>,
     pub student: &'a Decoder,
     pub objective: Objective,
+    /// Hidden states that are held to the teacher's.
+    pub hidden: Option<HiddenMatch>,
     pub optimizer: AdamW,
     pub max_grad_norm: f64,
     pub keep: Keep,
@@ -63,26 +68,44 @@ impl Stepper<'_> {
     /// Sums the gradients of all micro-batches into the parameters' slots, divided by the step's targets.
     pub fn accumulate(&mut self, micro: &[Batch]) -> Result<StepReport> {
         let valid = Counts::of(micro);
-        let needs = self.objective.needs();
+        let mut needs = self.objective.needs();
+        let layers = self.hidden.as_ref().map_or(vec![], HiddenMatch::layers_of_student);
+        needs.layers = self.hidden.as_ref().map_or(vec![], HiddenMatch::layers_of_teacher);
+        let mut hidden = 0.0;
         let mut phases = Phases::default();
         let mut sums = Sums::default();
         let clock = self.clock();
-        self.student.parameters().clear_gradients()?;
+        let learned = self.learned();
+        learned.clear_gradients()?;
         for batch in micro.iter().filter(|b| b.valid_tokens() > 0) {
             let teacher = self.teacher.filter(|_| self.objective.uses_teacher());
             let signal = clock.time(&mut phases.teacher, || teacher.map(|t| t.signal(batch, &needs)).transpose())?;
-            let trace = clock.time(&mut phases.forward, || self.student.trace(batch, self.keep, self.precision))?;
+            let trace =
+                clock.time(&mut phases.forward, || self.student.trace(batch, self.keep, self.precision, &layers))?;
             let head = self.student.head()?;
             let head = StudentHead { weight: head.tensor()?, grad: head.grad.as_ref(), precision: self.precision };
             let objective = &mut self.objective;
             let out =
                 clock.time(&mut phases.head, || objective.run(&trace.hidden, &head, signal.as_ref(), batch, valid))?;
-            clock.time(&mut phases.backward, || self.student.backward(trace, out.d_hidden))?;
+            let mut d_layers = vec![];
+            if let Some(matched) = &self.hidden {
+                let Some(TeacherSignal::Hidden { layers: taught, .. }) = &signal else {
+                    return Err(Error::run("hidden states are matched, and the teacher gave none"));
+                };
+                let compared = || matched.run(&trace.layers, taught, valid.targets, self.precision);
+                let (distance, gradients) = clock.time(&mut phases.head, compared)?;
+                hidden += distance;
+                d_layers = layers.iter().copied().zip(gradients).collect();
+            }
+            clock.time(&mut phases.backward, || self.student.backward(trace, out.d_hidden, &d_layers))?;
             sums += &out.sums;
         }
-        let grad_norm = clock.time(&mut phases.optimizer, || clip::global_norm(self.student.parameters()))?;
+        let grad_norm = clock.time(&mut phases.optimizer, || clip::global_norm(&learned))?;
+        let hidden = self.hidden.as_ref().map(|_| hidden / valid.targets.max(1) as f64);
+        let matched = self.hidden.as_ref().zip(hidden).map_or(0.0, |(matched, mean)| matched.weight * mean);
         Ok(StepReport {
-            loss: self.objective.loss(&sums),
+            loss: self.objective.loss(&sums) + matched,
+            hidden,
             sums,
             grad_norm,
             input_tokens: micro.iter().map(|b| b.tokens.len()).sum(),
@@ -98,9 +121,15 @@ impl Stepper<'_> {
         self.ensure_finite(&report, micro, step)?;
         let scale = clip::scale(report.grad_norm, self.max_grad_norm);
         let clock = self.clock();
-        let (optimizer, parameters) = (&mut self.optimizer, self.student.parameters());
-        clock.time(&mut report.phases.optimizer, || optimizer.step(parameters, step, learning_rate, scale))?;
+        let learned = self.learned();
+        let optimizer = &mut self.optimizer;
+        clock.time(&mut report.phases.optimizer, || optimizer.step(&learned, step, learning_rate, scale))?;
         Ok(report)
+    }
+
+    /// What learns: the student, and the projections of its hidden states.
+    pub fn learned(&self) -> Parameters {
+        self.student.parameters().with(self.hidden.iter().flat_map(HiddenMatch::projections))
     }
 
     fn clock(&self) -> Clock {
@@ -113,7 +142,8 @@ impl Stepper<'_> {
         }
         // A sum of squares is finite only if every term is; at worst it overflows where they are.
         let broken = |slot: &GradSlot| sums_of_squares(&[slot.tensor()]).is_ok_and(|sums| !sums[0].is_finite());
-        let tensor = self.student.parameters().iter().find(|p| p.grad.as_ref().is_some_and(broken));
+        let learned = self.learned();
+        let tensor = learned.iter().find(|p| p.grad.as_ref().is_some_and(broken));
         let tensor = tensor.map_or(String::new(), |p| format!(", first in the gradient of {}", p.name));
         let first = micro.iter().find_map(|b| b.rows.first());
         let rows = first.map_or(String::new(), |r| format!("; its rows start at {}:{}", r.file.display(), r.line));

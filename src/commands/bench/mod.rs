@@ -68,11 +68,8 @@ struct Operations {
 /// A run's own first steps.
 fn of_config(file: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
     let mut config = config::load_to_read(file)?;
-    if config.rollout.take().is_some_and(|rollout| rollout.on_policy()) {
-        screen.line(
-            "the steps are timed on the corpus's own rows, without rollouts: a run reports what these take, and `train --dry-run` \
-             times whole steps",
-        );
+    if config.rollout.take().is_some() {
+        screen.line("the steps are timed on the corpus's own rows, without rollouts: a run reports what these take");
     }
     let devices = config.devices(args.device.choice)?;
     let plan = Plan::new(config, devices, screen)?;
@@ -121,6 +118,7 @@ fn of_shapes(student: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed>
         teacher,
         student: &student,
         objective: Objective::distillation(Box::new(ForwardKl), 2.0, 0.0, true),
+        hidden: None,
         optimizer: AdamW::new(config, student.parameters())?,
         max_grad_norm: 1.0,
         keep: Keep::Activations,

@@ -15,7 +15,7 @@ use crate::cache::{
 };
 use crate::checkpoint::layout;
 use crate::cli::{CacheArgs, ShardChoice};
-use crate::commands::{Outcome, build, out, show_plan, signals};
+use crate::commands::{Outcome, build, out, responses, show_plan, signals};
 use crate::config::plan::Plan;
 use crate::config::{self, RolloutConfig, TeacherKind};
 use crate::corpus::{Batch, Row};
@@ -47,6 +47,12 @@ pub fn run(args: &CacheArgs) -> Result<Outcome> {
         return Err(Error::input(
             "rollout.fraction is above 0: what the student will write cannot be stored before; --set rollout.fraction=0 stores \
              the teacher's word on the corpus's own rows",
+        ));
+    }
+    if responses::wanted(&config).is_some() {
+        return Err(Error::input(
+            "rollout.from = \"teacher\" replaces the corpus's responses: let `distill train` write responses.jsonl, and cache a \
+             config whose data.train is that file",
         ));
     }
     let dir = config.output.dir.clone();

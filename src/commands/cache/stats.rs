@@ -143,7 +143,7 @@ fn costs(cache: &Reader, teacher: &Path, student: &Path, args: &StatsArgs, scree
         let Record { tokens, targets, said } = cache.read(&entry)?;
         let source = RowRef { digest: entry.digest, file: source.clone(), line: i + 1 };
         let batch = Batch::new([&Row { tokens, targets, source }]);
-        let needs = Needs { full_distribution: true, temperature };
+        let needs = Needs { full_distribution: true, temperature, ..Needs::default() };
         let whole = live.signal(&batch, &needs)?;
         let mut stored = vec![said.signal(header, temperature)?];
         if let Codec::Sampled { .. } = header.codec {

@@ -169,6 +169,7 @@ fn what_is_saved_is_read_back_as_the_same_config() {
                 "loss.mix=[{kind=\"jsd\", weight=0.5, beta=0.3}, {kind=\"tvd\", weight=2}]",
                 "loss.temperature={from=4, to=1, schedule=\"cosine\"}",
                 "loss.hard_label_weight={from=0, to=0.5}",
+                "loss.hidden={layers=[[1, 3], [0, 2]], kind=\"cosine\", weight=2}",
             ],
         ),
         (
@@ -204,6 +205,7 @@ fn the_schema_lists_exactly_the_keys_that_are_read() {
     texts.push(format!("{LEAST}[cache]\n"));
     texts.extend(["jsd", "skew_kl"].map(|kind| format!("{LEAST}[loss]\nkind = \"{kind}\"\n")));
     texts.push(format!("{LEAST}[rollout]\nfraction = 0.5\nevery_steps = 2\n"));
+    texts.push(format!("{LEAST}[loss]\nhidden = {{ layers = \"auto\" }}\n"));
     texts.push(format!("{LEAST}[[loss.mix]]\nkind = \"tvd\"\nweight = 1\n"));
     texts.push(LEAST.replace("path = \"teacher\"", "kind = \"gguf\"\npath = \"t.gguf\"\ntokenizer = \"t\""));
     for text in texts {

@@ -236,6 +236,35 @@ fn a_mixture_says_of_each_part_what_is_wrong_with_it() {
 }
 
 #[test]
+fn hidden_states_are_named_by_pairs_of_layers_that_exist() {
+    for (set, says) in [
+        ("loss.hidden=1", "loss.hidden = 1: allowed: a table"),
+        ("loss.hidden={kind=\"mse\"}", "loss.hidden.layers is missing: allowed: \"auto\", or pairs"),
+        ("loss.hidden={layers=[[0]]}", "loss.hidden.layers is [[0]]: allowed"),
+        ("loss.hidden={layers=[[0, 1], [0, 2]]}", "loss.hidden.layers is [[0, 1], [0, 2]]: allowed"),
+        ("loss.hidden={layers=[[0, -1]]}", "loss.hidden.layers is [[0, -1]]: allowed"),
+        ("loss.hidden={layers=\"auto\", kind=\"l1\"}", "loss.hidden.kind is \"l1\": allowed: mse | cosine"),
+        ("loss.hidden={layers=\"auto\", weight=0}", "loss.hidden.weight is 0: allowed"),
+        ("loss.hidden={layers=\"auto\", wieght=1}", "unknown key loss.hidden.wieght"),
+    ] {
+        let said = problem(LEAST, &[set]);
+        assert!(said.contains(says), "{said} does not say {says}");
+    }
+    let hidden = |set: &str| load_text(LEAST, &[set]).unwrap().loss.hidden.unwrap();
+    let source = |layers: &[usize]| StudentSource::Pruned { from: "f".into(), layers: layers.to_vec() };
+    let local = StudentSource::Local { path: "p".into() };
+    let auto = hidden("loss.hidden={layers=\"auto\"}");
+    assert_eq!((auto.kind, auto.weight), (HiddenKind::Mse, 1.0));
+    assert_eq!(auto.pairs(&source(&[0, 3, 9]), 3, 10).unwrap(), [[0, 0], [1, 3], [2, 9]]);
+    assert_eq!(auto.pairs(&local, 3, 10).unwrap(), [[0, 3], [1, 6], [2, 9]]);
+    assert_eq!(auto.pairs(&local, 2, 2).unwrap(), [[0, 0], [1, 1]]);
+    let named = hidden("loss.hidden={layers=[[2, 9], [0, 1]]}");
+    assert_eq!(named.pairs(&local, 3, 10).unwrap(), [[0, 1], [2, 9]]);
+    assert!(named.pairs(&local, 2, 10).unwrap_err().to_string().contains("names layer 2 of the student"));
+    assert!(named.pairs(&local, 3, 9).unwrap_err().to_string().contains("names layer 9 of the teacher"));
+}
+
+#[test]
 fn rollouts_are_refused_where_they_would_do_nothing_or_something_else() {
     for (sets, says) in [
         (&["rollout.top_p=0.9"][..], "rollout.fraction is missing: give the share of rows"),

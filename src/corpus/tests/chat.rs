@@ -98,6 +98,18 @@ fn pairs_and_texts_without_a_template() {
 }
 
 #[test]
+fn an_unfinished_answer_has_no_end_to_learn() {
+    let shown = |setup: Setup, line: &str| setup.shown(line).remove(0);
+    let unfinished = |line: &str| line.replacen('{', r#"{"unfinished": true, "#, 1);
+    assert_eq!(shown(Setup::off(), &unfinished(PAIR)), "<s>hi⟦hello⟧");
+    assert_eq!(shown(Setup::off(), &PAIR.replacen('{', r#"{"unfinished": false, "#, 1)), "<s>hi⟦hello</s>⟧");
+    assert!(shown(Setup::default(), &unfinished(PAIR)).ends_with("assistant\n⟦hello⟧"));
+    let two = chat(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
+    let shown = shown(Setup::default(), &unfinished(&two));
+    assert!(shown.contains("⟦b<|im_end|>⟧") && shown.ends_with("⟦d⟧"), "{shown}");
+}
+
+#[test]
 fn a_prompt_alone_is_a_row_only_for_an_encoder_that_wants_something_to_answer() {
     let prompt = r#"{"prompt": "hi"}"#;
     let asked = chat(&[("system", "be kind"), ("user", "hi")]);

@@ -34,6 +34,7 @@ fn train(step: u64) -> Event {
         loss: 1.25,
         divergence: Some(1.0),
         parts: None,
+        hidden: None,
         temperature: None,
         hard_label_weight: None,
         cross_entropy: None,

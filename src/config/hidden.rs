@@ -1,0 +1,104 @@
+//! `loss.hidden`: which hidden states are held to the teacher's.
+
+use std::collections::BTreeSet;
+
+use super::raw::{Node, Value, shown_key};
+use super::reader::{Numbers, Reader};
+use super::types::*;
+use crate::error::{Error, Result};
+
+const KEYS: [&str; 3] = ["layers", "kind", "weight"];
+
+/// Reads `{ layers, kind, weight }`.
+pub(super) fn hidden(r: &mut Reader<'_>) -> Option<HiddenConfig> {
+    const KEY: &str = "loss.hidden";
+    let node = r.node(KEY)?;
+    let Value::Table(keys) = &node.value else {
+        r.outside(KEY, "a table, for example { layers = \"auto\", kind = \"mse\", weight = 1.0 }");
+        return None;
+    };
+    for (key, node) in keys.iter().filter(|(key, _)| !KEYS.contains(&key.as_str())) {
+        let key = shown_key(key);
+        r.problems.add(node.place, format!("unknown key {KEY}.{key}: known are {}", KEYS.join(", ")));
+    }
+    let mut wrong = |name: &str, value: Option<&Node>, allowed: &str| {
+        let (place, shown) = value.map_or((node.place, "missing".into()), |node| (node.place, node.value.shown()));
+        r.problems.add(place, format!("{KEY}.{name} is {shown}: allowed: {allowed}"));
+    };
+    let kind = match keys.get("kind").map(|node| &node.value) {
+        None => HiddenKind::Mse,
+        Some(Value::String(word)) if word == HiddenKind::Mse.word() => HiddenKind::Mse,
+        Some(Value::String(word)) if word == HiddenKind::Cosine.word() => HiddenKind::Cosine,
+        Some(_) => {
+            wrong("kind", keys.get("kind"), "mse | cosine");
+            HiddenKind::Mse
+        }
+    };
+    let weight = match keys.get("weight").map(|node| &node.value) {
+        None => 1.0,
+        Some(Value::Float(weight)) if Numbers::Positive.contain(*weight) => *weight,
+        Some(Value::Integer(weight)) if *weight > 0 => *weight as f64,
+        Some(_) => {
+            wrong("weight", keys.get("weight"), "a finite number > 0");
+            1.0
+        }
+    };
+    let layers = keys.get("layers").and_then(|node| layers(&node.value));
+    if layers.is_none() {
+        wrong(
+            "layers",
+            keys.get("layers"),
+            "\"auto\", or pairs [student's layer, teacher's layer], each student's once",
+        );
+    }
+    Some(HiddenConfig { layers: layers?, kind, weight })
+}
+
+/// Pairs in the order of the student's layers, each once.
+fn layers(value: &Value) -> Option<HiddenLayers> {
+    let items = match value {
+        Value::String(word) if word == "auto" => return Some(HiddenLayers::Auto),
+        Value::Array(items) if !items.is_empty() => items,
+        _ => return None,
+    };
+    let pair = |item: &Node| match &item.value {
+        Value::Array(pair) => match pair[..] {
+            [Node { value: Value::Integer(s), .. }, Node { value: Value::Integer(t), .. }] => {
+                Some([usize::try_from(s).ok()?, usize::try_from(t).ok()?])
+            }
+            _ => None,
+        },
+        _ => None,
+    };
+    let mut pairs = items.iter().map(pair).collect::<Option<Vec<_>>>()?;
+    pairs.sort_unstable();
+    let students: BTreeSet<usize> = pairs.iter().map(|pair| pair[0]).collect();
+    (students.len() == pairs.len()).then_some(HiddenLayers::Pairs(pairs))
+}
+
+impl HiddenConfig {
+    /// The student's and the teacher's layers that are compared. `auto`: each layer of a cut with the one it was; otherwise
+    /// student's layer i of n with the teacher's that ends the same share of its depth, (i + 1) · N / n rounded up.
+    ///
+    /// Input errors: a layer that does not exist.
+    pub fn pairs(&self, source: &StudentSource, student: usize, teacher: usize) -> Result<Vec<[usize; 2]>> {
+        let pairs = match (&self.layers, source) {
+            (HiddenLayers::Pairs(pairs), _) => pairs.clone(),
+            (HiddenLayers::Auto, StudentSource::Pruned { layers, .. }) if layers.iter().all(|&t| t < teacher) => {
+                layers.iter().enumerate().map(|(s, &t)| [s, t]).collect()
+            }
+            (HiddenLayers::Auto, _) => (0..student).map(|s| [s, ((s + 1) * teacher).div_ceil(student) - 1]).collect(),
+        };
+        for [s, t] in &pairs {
+            for (whose, layer, layers) in [("student", *s, student), ("teacher", *t, teacher)] {
+                if layer >= layers {
+                    return Err(Error::input(format!(
+                        "loss.hidden.layers names layer {layer} of the {whose}, which has the layers 0 to {}",
+                        layers - 1
+                    )));
+                }
+            }
+        }
+        Ok(pairs)
+    }
+}

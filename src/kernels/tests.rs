@@ -6,6 +6,8 @@ use candle_nn::ops;
 
 use super::*;
 
+mod families;
+
 /// Reproducible values between −1 and 1.
 fn noise(shape: &[usize], seed: u32) -> Tensor {
     let mut x = seed.wrapping_mul(2_654_435_761) | 1;
@@ -92,7 +94,11 @@ fn composed_attention(shape: &AttentionShape, spans: &[Span], v: &[Var]) -> Resu
             let q = v[0].narrow(0, span.q.start, nq)?.narrow(1, h * d, d)?;
             let k = v[1].narrow(0, span.k.start, nk)?.narrow(1, h / group * d, d)?;
             let values = v[2].narrow(0, span.k.start, nk)?.narrow(1, h / group * d, d)?;
-            let scores = (q.contiguous()?.matmul(&k.t()?.contiguous()?)? / (d as f64).sqrt())?;
+            let scores = (q.contiguous()?.matmul(&k.t()?.contiguous()?)? * shape.scale as f64)?;
+            let scores = match shape.cap {
+                Some(SoftCap(c)) => ((scores / c as f64)?.tanh()? * c as f64)?,
+                None => scores,
+            };
             ops::softmax(&(scores + &mask)?, 1)?.matmul(&values.contiguous()?)
         });
         rows.push(Tensor::cat(&heads.collect::<Result<Vec<_>>>()?, 1)?);

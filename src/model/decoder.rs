@@ -75,6 +75,12 @@ impl Decoder {
         let blocks = (0..config.layers).map(block).collect::<Result<_>>()?;
         let norm = Norm::new(&config, &parameters, FINAL_NORM)?;
         let device = norm.device().clone();
+        if let Some(op) = config.without_gpu_kernel().filter(|_| device.is_cuda()) {
+            return Err(Error::input(format!(
+                "a {} runs on the CPU alone: its {op} has no kernel on GPUs; choose the device \"cpu\" for it",
+                config.family.name()
+            )));
+        }
         Ok(Self { config, parameters, blocks, norm, rotations, device })
     }
 

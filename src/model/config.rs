@@ -214,6 +214,15 @@ impl ModelConfig {
                 "attn_logit_softcapping is given, which gemma3_text's attention has not; remove the key",
             ));
         }
+        // transformers refuses the saved folder otherwise: the family's default is an id of its own tokenizer.
+        const SMOLLM3_PAD: usize = 128_004;
+        let vocab_size = fields.size("vocab_size")?;
+        if family == Family::SmolLm3 && !raw.contains_key("pad_token_id") && vocab_size <= SMOLLM3_PAD {
+            return Err(Error::input(format!(
+                "pad_token_id is missing, and smollm3's own, {SMOLLM3_PAD}, lies beyond vocab_size = {vocab_size}; add an id, \
+                 or null"
+            )));
+        }
         let scale_of = if gemma {
             let key = "query_pre_attn_scalar";
             fields.number(key)?.ok_or_else(|| Error::input(format!("{key} is missing")))?
@@ -222,7 +231,7 @@ impl ModelConfig {
         };
         Ok(Self {
             family,
-            vocab_size: fields.size("vocab_size")?,
+            vocab_size,
             hidden_size,
             intermediate_size: fields.size("intermediate_size")?,
             layers,

@@ -105,6 +105,11 @@ fn there_are_no_positions_beyond_those_that_were_learned() {
     let mut cache = KvCache::default();
     model.next_hidden(&[1; 40], &mut cache).unwrap();
     assert!(model.next_hidden(&[1], &mut cache).is_err());
+
+    let bench = Bench::with_teacher();
+    bench.write("student.json", shapes()[3].1.replace("128", "40"));
+    let said = bench.refused(&["train", "--config", bench.distil_config("steps = 2")]);
+    assert!(said.contains("data.max_length = 48") && said.contains("40 positions"), "{said}");
 }
 
 const SIZES: &str = r#""hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,

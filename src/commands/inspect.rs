@@ -93,7 +93,9 @@ fn positions(config: &ModelConfig) -> Vec<(&'static str, String)> {
 fn shape(config: &ModelConfig) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: String| out += &format!("{name:<16}{text}\n");
-    let window = config.windows.iter().flatten().next().map_or(String::new(), |w| format!(", sliding window {w}"));
+    let sliding = config.windows.iter().flatten().count();
+    let of = if sliding == config.layers { String::new() } else { format!(" in {sliding} layers") };
+    let window = config.windows.iter().flatten().next().map_or(String::new(), |w| format!(", sliding window {w}{of}"));
     line("architecture", config.family.name().into());
     line("layers", format!("{} × {} wide, MLP {}", config.layers, config.hidden_size, config.intermediate_size));
     line(

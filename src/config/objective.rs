@@ -1,4 +1,5 @@
-//! The divergence that a config's loss names, and whether the run's teacher and devices can compute what is asked of them.
+//! The divergence that a config's loss names, and whether the run's teacher and devices can compute what
+//! is asked of them.
 
 use super::types::*;
 use crate::cache::Codec;
@@ -22,6 +23,20 @@ pub fn divergence(loss: &LossConfig) -> Option<Box<dyn Divergence>> {
         LossKind::SkewReverseKl => Box::new(Terms(SkewReverseKl { lambda })),
         LossKind::Tvd => Box::new(Terms(Tvd)),
     })
+}
+
+/// Refuses rows that may be longer than a model has learned positions.
+pub(super) fn has_positions(teacher: Option<&ModelConfig>, student: &ModelConfig, max_length: usize) -> Result<()> {
+    let short = |model: &&ModelConfig| model.learned_positions && model.max_position_embeddings < max_length;
+    match teacher.into_iter().chain([student]).find(short) {
+        None => Ok(()),
+        Some(model) => Err(Error::input(format!(
+            "data.max_length = {max_length}, but the {} has {} positions and no embedding for more: lower data.max_length to \
+             that",
+            model.family.name(),
+            model.max_position_embeddings
+        ))),
+    }
 }
 
 /// Refuses a model on a GPU that has no kernel for one of its ops. A live teacher's head runs where the student is.

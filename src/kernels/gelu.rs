@@ -1,5 +1,8 @@
 //! GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2), alone and as a gate (Shazeer 2020, arXiv
-//! 2002.05202). ½ (1 + tanh u) is the sigmoid of 2u, which is computed again in the backward pass. No kernel on GPUs.
+//! 2002.05202). ½ (1 + tanh u) is the sigmoid of 2u, which is computed again in the backward pass.
+
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -10,7 +13,7 @@ use super::storage::{tensor, with_all};
 /// Elements a parallel task takes.
 const TASK: usize = 16 * 1024;
 /// 2 √(2/π), so that 2u = LINEAR · (x + CUBIC · x³).
-const LINEAR: f32 = 1.595_769_1;
+const LINEAR: f32 = 1.595_769_2;
 const CUBIC: f32 = 0.044_715;
 
 /// The sigmoid that x is multiplied by.
@@ -27,6 +30,7 @@ fn slope(x: f32, s: f32) -> f32 {
 
 /// gelu(x), of any shape.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    on_gpu!(x => cuda::gelu(x));
     let mut y = vec![0.0f32; x.elem_count()];
     with_all([x], |[x]| {
         y.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(y, x)| {
@@ -45,6 +49,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 
 /// ∂x of [`gelu`].
 pub fn gelu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    on_gpu!(x => cuda::gelu_backward(x, dy));
     let mut dx = vec![0.0f32; x.elem_count()];
     with_all([x, dy], |[x, dy]| {
         dx.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).zip(dy.par_chunks(TASK)).for_each(|((dx, x), dy)| {
@@ -63,6 +68,7 @@ pub fn gelu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
 
 /// gelu(gate) ⊙ up; gate and up: `[T, F]` each.
 pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    on_gpu!(gate => cuda::geglu(gate, up));
     let mut y = vec![0.0f32; gate.elem_count()];
     with_all([gate, up], |[gate, up]| {
         y.par_chunks_mut(TASK).zip(gate.par_chunks(TASK)).zip(up.par_chunks(TASK)).for_each(|((y, gate), up)| {
@@ -81,6 +87,7 @@ pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// ∂gate and ∂up of [`geglu`].
 pub fn geglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    on_gpu!(gate => cuda::geglu_backward(gate, up, dy));
     let mut dgate = vec![0.0f32; gate.elem_count()];
     let mut dup = vec![0.0f32; gate.elem_count()];
     with_all([gate, up, dy], |[gate, up, dy]| {

@@ -1,4 +1,7 @@
-//! y = (x − mean x) / √(var x + ε) · w + b (Ba et al. 2016, arXiv 1607.06450), over the last dimension. No kernel on GPUs.
+//! y = (x − mean x) / √(var x + ε) · w + b (Ba et al. 2016, arXiv 1607.06450), over the last dimension.
+
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -28,6 +31,7 @@ fn moments(x: &[f32], epsilon: f64) -> (f32, f32) {
 impl LayerNorm {
     /// Normalises rows `[…, width]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        on_gpu!(x => cuda::forward(self, x));
         let width = self.weight.dim(0)?;
         let mut y = vec![0.0f32; x.elem_count()];
         let task = rows_per_task(y.len() / width, width) * width;
@@ -52,6 +56,7 @@ impl LayerNorm {
     /// Adds the weight's and the bias's gradients to their slots and returns ∂x, to which `onto` is added if given.
     /// With n = (x − mean x) r and g = dy ⊙ w: dw = Σ dy ⊙ n; db = Σ dy; dx = r (g − mean g − n · mean(g ⊙ n)).
     pub fn backward(&self, x: &Tensor, dy: &Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
+        on_gpu!(x => cuda::backward(self, x, dy, onto));
         let width = self.weight.dim(0)?;
         let mut dx = match onto {
             Some(onto) => with_f32(onto, <[f32]>::to_vec)?,

@@ -267,14 +267,9 @@ impl ModelConfig {
         })
     }
 
-    /// The op of this family that has no kernel on GPUs.
+    /// The op of this model that has no kernel on GPUs.
     pub fn without_gpu_kernel(&self) -> Option<&'static str> {
-        match (self.norm, self.mlp) {
-            (NormKind::Layer, _) => Some("layer norm"),
-            (_, Mlp::GeGlu) => Some("GeGLU"),
-            (_, Mlp::Gelu) => Some("GELU"),
-            _ => self.score_cap.or(self.logit_cap).map(|_| "soft cap"),
-        }
+        self.score_cap.or(self.logit_cap).map(|_| "soft cap")
     }
 
     /// The same model with only `layers` of its blocks, in that order. Indices must exist.

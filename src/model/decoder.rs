@@ -133,7 +133,7 @@ impl Decoder {
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, &layout, self.asked_of(i, &asked), Precision::F32)?.0;
         }
-        Ok(self.norm.forward(&x)?)
+        self.norm.forward(&x)
     }
 
     /// [`Self::hidden`] for training; the products of the blocks, here and in the backward pass, round to `precision`.
@@ -203,7 +203,7 @@ impl Decoder {
             x = block.forward_cached(&x, &layout, cache)?;
         }
         cache.tokens = end;
-        Ok(self.norm.forward(&x.narrow(0, tokens.len() - 1, 1)?)?)
+        self.norm.forward(&x.narrow(0, tokens.len() - 1, 1)?)
     }
 
     /// Where all tokens attend, and where the targets do.

@@ -78,7 +78,7 @@ fn block(c: &mut Criterion) {
         let slot = |t: &Tensor| Some(GradSlot::of(t).unwrap());
         group.throughput(Throughput::Elements((TOKENS * width) as u64));
         let weight = Tensor::ones(width, candle_core::DType::F32, &Device::Cpu).unwrap();
-        let norm = RmsNorm { weight_grad: slot(&weight), weight, epsilon: 1e-5 };
+        let norm = RmsNorm { weight_grad: slot(&weight), weight, offset: 0.0, epsilon: 1e-5 };
         let forward = || (norm.forward(&x).unwrap(), ());
         both(&mut group, &format!("rms_norm {width}"), forward, |_, _, dy| {
             norm.backward(&x, dy, None).unwrap();
@@ -99,7 +99,7 @@ fn block(c: &mut Criterion) {
             swiglu_backward(&gate, &up, dy).unwrap();
         });
         let heads = width / 64;
-        let shape = AttentionShape { heads, kv_heads: heads / 3, head_dim: 64, window: None };
+        let shape = AttentionShape::new(heads, heads / 3, 64, None);
         let (k, v) = (tensor(TOKENS, heads / 3 * 64), tensor(TOKENS, heads / 3 * 64));
         for length in [256, 512] {
             let rows = (0..TOKENS).step_by(length).map(|start| start..start + length);

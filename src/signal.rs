@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::error::Result;
-use crate::kernels::Weight;
+use crate::kernels::{SoftCap, Weight};
 
 /// Projects hidden states to logits. How the weight is held (dense, packed, quantised) is the implementor's affair.
 pub trait Head: Send + Sync {
@@ -21,24 +21,35 @@ pub trait Head: Send + Sync {
     fn write_logits(&self, hidden: &Tensor, logits: &mut [f32]) -> Result<()>;
 }
 
-/// A frozen weight `[V, D]`, dense or packed.
-pub struct WeightHead(pub Weight);
+/// A frozen weight `[V, D]`, dense or packed, and what bounds its logits.
+pub struct WeightHead {
+    pub weight: Weight,
+    pub cap: Option<SoftCap>,
+}
 
 impl Head for WeightHead {
     fn vocab_size(&self) -> usize {
-        self.0.dims()[0]
+        self.weight.dims()[0]
     }
 
     fn width(&self) -> usize {
-        self.0.dims()[1]
+        self.weight.dims()[1]
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(self.0.logits(hidden)?)
+        let logits = self.weight.logits(hidden)?;
+        if let Some(cap) = self.cap {
+            cap.forward_tensor(&logits)?;
+        }
+        Ok(logits)
     }
 
     fn write_logits(&self, hidden: &Tensor, logits: &mut [f32]) -> Result<()> {
-        Ok(self.0.write_logits(hidden, logits)?)
+        self.weight.write_logits(hidden, logits)?;
+        if let Some(cap) = self.cap {
+            cap.forward(logits);
+        }
+        Ok(())
     }
 }
 

@@ -79,7 +79,7 @@ impl Case {
 
     /// Loss per target and its gradient by the student's states.
     fn loss(&self, signal: &TeacherSignal, temperature: f64) -> (f64, Vec<f32>) {
-        let head = StudentHead { weight: &self.weight, grad: None, precision: Precision::F32 };
+        let head = StudentHead { weight: &self.weight, grad: None, precision: Precision::F32, cap: None };
         let mut objective = Objective::distillation(Box::new(ForwardKl), temperature, 0.0, true);
         let n = self.batch.valid_tokens();
         let out = objective.run(&self.hidden, &head, Some(signal), &self.batch, n).unwrap();

@@ -460,7 +460,7 @@ fn outcome(objective: &mut Objective, batch: &Batch, counts: Counts) -> (Sums, V
     let tensor = |n: usize, width, seed| Tensor::from_vec(noise(n * width, seed), (n, width), &Device::Cpu).unwrap();
     let (hidden, weight) = (tensor(n, WIDTH, 3), tensor(VOCAB, WIDTH, 4));
     let slot = GradSlot::of(&weight).unwrap();
-    let head = StudentHead { weight: &weight, grad: Some(&slot), precision: Precision::F32 };
+    let head = StudentHead { weight: &weight, grad: Some(&slot), precision: Precision::F32, cap: None };
     let signal = TeacherSignal::Dense { logits: noise(n * VOCAB, 5), vocab_size: VOCAB };
     let out = objective.run(&hidden, &head, Some(&signal), batch, counts).unwrap();
     let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1().unwrap();

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use distill::corpus::{Batch, Row, RowRef};
 use distill::kernels::{Precision, overwrite};
 use distill::loss::{ForwardKl, HiddenKind, HiddenMatch, HiddenPair, Objective, StudentHead};
-use distill::model::{Decoder, Keep, Parameter};
+use distill::model::{Decoder, Keep, ModelConfig, Parameter};
 use distill::signal::{Needs, TeacherSignal};
 use distill::student::random_matrix;
 use distill::teacher::{LocalTeacher, Teacher};
@@ -40,7 +40,8 @@ struct GoldenRow {
     targets: Vec<u8>,
 }
 
-const STUDENTS: [&str; 2] = ["student", "student_qwen2"];
+const STUDENTS: [&str; 6] =
+    ["student", "student_qwen2", "student_smollm3", "student_gemma2", "student_gemma3", "student_gpt2"];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/step")
@@ -104,10 +105,41 @@ fn gradients(student: &Decoder) -> Vec<(String, Vec<f32>)> {
         .collect()
 }
 
+/// Without rotation a bias of the keys moves all scores of a query alike: no gradient but for rounding.
+fn is_zero(student: &str, parameter: &str) -> bool {
+    student == "student_gpt2" && parameter.ends_with("k_proj.bias")
+}
+
+/// The students that `device` has kernels for.
+fn students(device: &Device) -> impl Iterator<Item = &'static str> {
+    let runs = device.is_cpu();
+    STUDENTS
+        .into_iter()
+        .filter(move |name| runs || ModelConfig::read(&folder().join(name)).unwrap().without_gpu_kernel().is_none())
+}
+
+fn bf16_is_close(device: &Device, name: &str, loss: f64, gradient: f64) {
+    let (e, want) = golden(name);
+    let student = Decoder::load(&folder().join(name), true, device).unwrap();
+    let teacher = teacher(device);
+    let mut stepper = stepper(&teacher, &student, &e);
+    stepper.precision = Precision::Bf16;
+    let report = stepper.accumulate(&micro(&steps()[0], 4)).unwrap();
+    close(report.loss, e.loss[0], loss, &format!("{name}: loss"));
+    // ‖g − g₃₂‖ / ‖g₃₂‖ over all parameters.
+    let (mut off, mut all) = (0.0f64, 0.0f64);
+    for (parameter, got) in gradients(&student) {
+        let want = &want[&parameter];
+        off += got.iter().zip(want).map(|(g, w)| ((g - w) as f64).powi(2)).sum::<f64>();
+        all += want.iter().map(|w| (*w as f64).powi(2)).sum::<f64>();
+    }
+    assert!(off.sqrt() <= gradient * all.sqrt(), "{name}: the gradient is off by {}", (off / all).sqrt());
+}
+
 distill::on_every_device! {
 fn loss_and_every_gradient_equal_pytorch(device) {
     let teacher = teacher(device);
-    for name in STUDENTS {
+    for name in students(device) {
         let (e, want) = golden(name);
         let student = Decoder::load(&folder().join(name), true, device).unwrap();
         let report = stepper(&teacher, &student, &e).accumulate(&micro(&steps()[0], 4)).unwrap();
@@ -122,6 +154,10 @@ fn loss_and_every_gradient_equal_pytorch(device) {
         for (parameter, got) in got {
             let want = &want[&parameter];
             let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            if is_zero(name, &parameter) {
+                assert!(got.iter().chain(want).all(|g| g.abs() <= 1e-8), "{name} {parameter}: {got:?}");
+                continue;
+            }
             for (got, want) in got.iter().zip(want) {
                 assert!((got - want).abs() <= 1e-5 * largest, "{name} {parameter}: {got} instead of {want}");
             }
@@ -131,7 +167,7 @@ fn loss_and_every_gradient_equal_pytorch(device) {
 
 fn ten_adamw_steps_follow_pytorch(device) {
     let teacher = teacher(device);
-    for name in STUDENTS {
+    for name in students(device) {
         let e: Expected = json(&format!("expected_{name}.json"));
         let student = Decoder::load(&folder().join(name), true, device).unwrap();
         let mut stepper = stepper(&teacher, &student, &e);
@@ -152,58 +188,51 @@ fn ten_adamw_steps_follow_pytorch(device) {
 
 fn gradients_do_not_depend_on_micro_batches_or_chunks(device) {
     let teacher = teacher(device);
-    let e: Expected = json("expected_student.json");
     let rows: Vec<Row> = steps().into_iter().take(2).flatten().collect();
-    let run = |size: usize, chunk: usize| {
-        let student = Decoder::load(&folder().join("student"), true, device).unwrap();
-        let mut stepper = stepper(&teacher, &student, &e);
-        stepper.objective = stepper.objective.with_rows_per_chunk(chunk);
-        let report = stepper.accumulate(&micro(&rows, size)).unwrap();
-        (report.loss, gradients(&student))
-    };
-    let (loss, want) = run(8, 1000);
-    for (size, chunk) in [(1, 1000), (2, 3), (4, 1), (8, 3)] {
-        let (other, got) = run(size, chunk);
-        close(other, loss, 1e-6, "loss");
-        for ((name, got), (_, want)) in got.iter().zip(&want) {
-            let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-            let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(worst <= 1e-5 * largest, "{name} differs by {worst} with micro-batches of {size}");
+    for student in students(device) {
+        let e: Expected = json(&format!("expected_{student}.json"));
+        let run = |size: usize, chunk: usize| {
+            let student = Decoder::load(&folder().join(student), true, device).unwrap();
+            let mut stepper = stepper(&teacher, &student, &e);
+            stepper.objective = stepper.objective.with_rows_per_chunk(chunk);
+            let report = stepper.accumulate(&micro(&rows, size)).unwrap();
+            (report.loss, gradients(&student))
+        };
+        let (loss, want) = run(8, 1000);
+        for (size, chunk) in [(1, 1000), (2, 3), (4, 1), (8, 3)] {
+            let (other, got) = run(size, chunk);
+            close(other, loss, 1e-6, "loss");
+            for ((name, got), (_, want)) in got.iter().zip(&want).filter(|((name, _), _)| !is_zero(student, name)) {
+                let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+                let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst <= 1e-5 * largest, "{student} {name} differs by {worst} with micro-batches of {size}");
+            }
         }
     }
 }
 
 fn running_blocks_again_instead_of_keeping_them_gives_the_same_bits(device) {
     let teacher = teacher(device);
-    let e: Expected = json("expected_student.json");
-    let run = |keep: Keep| {
-        let student = Decoder::load(&folder().join("student"), true, device).unwrap();
-        let mut stepper = stepper(&teacher, &student, &e);
-        stepper.keep = keep;
-        stepper.accumulate(&micro(&steps()[0], 4)).unwrap();
-        gradients(&student)
-    };
-    assert!(run(Keep::Activations) == run(Keep::Inputs));
+    for student in students(device) {
+        let e: Expected = json(&format!("expected_{student}.json"));
+        let run = |keep: Keep| {
+            let student = Decoder::load(&folder().join(student), true, device).unwrap();
+            let mut stepper = stepper(&teacher, &student, &e);
+            stepper.keep = keep;
+            stepper.accumulate(&micro(&steps()[0], 4)).unwrap();
+            gradients(&student)
+        };
+        assert!(run(Keep::Activations) == run(Keep::Inputs), "{student}");
+    }
 }
 
 fn a_student_in_bf16_has_the_loss_within_2e4_and_its_gradient_within_a_percent(device) {
-    let teacher = teacher(device);
-    for name in STUDENTS {
-        let (e, want) = golden(name);
-        let student = Decoder::load(&folder().join(name), true, device).unwrap();
-        let mut stepper = stepper(&teacher, &student, &e);
-        stepper.precision = Precision::Bf16;
-        let report = stepper.accumulate(&micro(&steps()[0], 4)).unwrap();
-        close(report.loss, e.loss[0], 2e-4, "loss");
-        // ‖g − g₃₂‖ / ‖g₃₂‖ over all parameters.
-        let (mut off, mut all) = (0.0f64, 0.0f64);
-        for (parameter, got) in gradients(&student) {
-            let want = &want[&parameter];
-            off += got.iter().zip(want).map(|(g, w)| ((g - w) as f64).powi(2)).sum::<f64>();
-            all += want.iter().map(|w| (*w as f64).powi(2)).sum::<f64>();
-        }
-        assert!(off.sqrt() <= 0.01 * all.sqrt(), "{name}: the gradient is off by {}", (off / all).sqrt());
-    }
+    STUDENTS[..2].iter().for_each(|name| bf16_is_close(device, name, 2e-4, 0.01));
+}
+
+fn narrower_students_of_other_families_in_bf16_are_within_5e4_and_two_percent(device) {
+    // Sixteen wide: the roundings of a sum average out less.
+    students(device).filter(|name| !STUDENTS[..2].contains(name)).for_each(|name| bf16_is_close(device, name, 5e-4, 0.02));
 }
 
 fn dense_logits_and_hidden_states_with_a_head_teach_the_same(device) {
@@ -220,8 +249,8 @@ fn dense_logits_and_hidden_states_with_a_head_teach_the_same(device) {
     let run = |signal: &TeacherSignal| {
         student.parameters().clear_gradients().unwrap();
         let states = student.hidden(&batch).unwrap();
-        let head = student.head().unwrap();
-        let head = StudentHead { weight: head.tensor().unwrap(), grad: head.grad.as_ref(), precision: Precision::F32 };
+        let (weight, grad) = (student.head().unwrap().tensor().unwrap(), student.head().unwrap().grad.as_ref());
+        let head = StudentHead { weight, grad, precision: Precision::F32, cap: student.logit_cap() };
         // Chunks of three: each has to find its own rows of the signal.
         let mut objective = stepper(&teacher, &student, &e).objective.with_rows_per_chunk(3);
         let out = objective.run(&states, &head, Some(signal), &batch, n).unwrap();

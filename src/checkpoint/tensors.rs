@@ -49,6 +49,9 @@ pub enum Values<'a> {
     Tensor(&'a Tensor),
     /// However it is held; one at a time is unpacked.
     Weight(&'a Weight),
+    /// The outputs of several linear layers side by side, matrices as `[in, out]`: GPT-2's `Conv1D`, or its bias. One at a time
+    /// is unpacked.
+    Conv1d(&'a [&'a Weight]),
 }
 
 /// One tensor to be written.
@@ -89,6 +92,7 @@ pub fn write_safetensors<'a>(
             Values::Bf16(values) => write_bf16(&mut file, values, dtype),
             Values::Tensor(tensor) => write_tensor(&mut file, tensor, dtype)?,
             Values::Weight(weight) => write_tensor(&mut file, &weight.values()?, dtype)?,
+            Values::Conv1d(layers) => write_tensor(&mut file, &conv1d(layers)?, dtype)?,
         };
         written.map_err(unwritable)?;
     }
@@ -109,6 +113,7 @@ fn header(entries: &[Entry], dtype: Dtype, metadata: &BTreeMap<String, String>) 
             Values::Bf16(values) => values.len(),
             Values::Tensor(tensor) => tensor.elem_count(),
             Values::Weight(weight) => weight.dims().iter().product(),
+            Values::Conv1d(layers) => layers.iter().map(|weight| weight.dims().iter().product::<usize>()).sum(),
         };
         let Entry { name, shape, .. } = entry;
         if shape.iter().try_fold(1, |n: usize, &d| n.checked_mul(d)) != Some(count) {
@@ -124,6 +129,13 @@ fn header(entries: &[Entry], dtype: Dtype, metadata: &BTreeMap<String, String>) 
     let mut header = serde_json::to_vec(&header).expect("a header is plain data");
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok(header)
+}
+
+/// Several layers' matrices `[out, in]` or biases `[out]` as one `[in, Σ out]` or `[Σ out]`.
+fn conv1d(layers: &[&Weight]) -> Result<Tensor> {
+    let values = layers.iter().map(|weight| weight.values()).collect::<std::result::Result<Vec<_>, _>>()?;
+    let all = Tensor::cat(&values, 0)?;
+    Ok(if all.rank() == 2 { all.t()?.contiguous()? } else { all })
 }
 
 /// The inner result is the disk's.

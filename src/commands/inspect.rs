@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::hub;
 use crate::metrics::Screen;
 use crate::model::gguf::Value;
-use crate::model::{Gguf, ModelConfig, weight_files};
+use crate::model::{Gguf, ModelConfig, Rotation, weight_files};
 use crate::printable::printable;
 use crate::report::Summary;
 use crate::train::TrainState;
@@ -64,27 +64,55 @@ fn inspect_file(path: &Path) -> Result<String> {
     }
 }
 
+/// How the model tells positions apart, a line for each kind of rotation.
+fn positions(config: &ModelConfig) -> Vec<(&'static str, String)> {
+    if config.learned_positions {
+        return vec![("positions", "learned".into())];
+    }
+    let mut kinds: Vec<(Option<Rotation>, usize)> = vec![];
+    for rotation in &config.rotations {
+        match kinds.iter_mut().find(|(kind, _)| kind == rotation) {
+            Some((_, layers)) => *layers += 1,
+            None => kinds.push((*rotation, 1)),
+        }
+    }
+    let all = kinds.len() == 1;
+    let text = |(rotation, layers): (Option<Rotation>, usize)| {
+        let what = match rotation {
+            Some(Rotation { theta, scaling }) => {
+                format!("theta {theta}, scaling {}", format!("{scaling:?}").to_lowercase())
+            }
+            None => "none".into(),
+        };
+        ("rope", if all { what } else { format!("{what}, in {layers} layers") })
+    };
+    kinds.into_iter().map(text).collect()
+}
+
 /// A model's shape, a line each.
 fn shape(config: &ModelConfig) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: String| out += &format!("{name:<16}{text}\n");
-    let window = config.windows.iter().flatten().next().map_or(String::new(), |w| format!(", sliding window {w}"));
+    let sliding = config.windows.iter().flatten().count();
+    let of = if sliding == config.layers { String::new() } else { format!(" in {sliding} layers") };
+    let window = config.windows.iter().flatten().next().map_or(String::new(), |w| format!(", sliding window {w}{of}"));
     line("architecture", config.family.name().into());
     line("layers", format!("{} × {} wide, MLP {}", config.layers, config.hidden_size, config.intermediate_size));
     line(
         "attention",
         format!("{} heads of {}, {} key-value heads{window}", config.heads, config.head_dim, config.kv_heads),
     );
-    line(
-        "rope",
-        format!("theta {}, scaling {}", config.rope_theta, format!("{:?}", config.rope_scaling).to_lowercase()),
-    );
+    for (name, text) in positions(config) {
+        line(name, text);
+    }
     line("context", format!("{} tokens", Count(config.max_position_embeddings as u64)));
     let head = if config.tied_head { "tied to the embedding" } else { "separate" };
     line("vocabulary", format!("{} rows, head {head}", Count(config.vocab_size as u64)));
     let mut groups: BTreeMap<&str, usize> = BTreeMap::new();
     for spec in config.tensors() {
-        let group = ["embed_tokens", "self_attn", "mlp", "lm_head"].into_iter().find(|g| spec.name.contains(g));
+        let group = ["embed_tokens", "embed_positions", "self_attn", "mlp", "lm_head"]
+            .into_iter()
+            .find(|g| spec.name.contains(g));
         *groups.entry(group.unwrap_or("norms")).or_default() += spec.elements();
     }
     let parts: Vec<String> = groups.iter().map(|(name, n)| format!("{name} {}", Rounded(*n as u64))).collect();

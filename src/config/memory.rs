@@ -65,7 +65,9 @@ pub(super) fn estimate(
 fn per_token(model: &ModelConfig, again: bool) -> u64 {
     let (d, f) = (model.hidden_size as u64, model.intermediate_size as u64);
     let (q, kv) = ((model.heads * model.head_dim) as u64, (model.kv_heads * model.head_dim) as u64);
-    let kept = 2 * d + 2 * q + 2 * kv + 2 * f;
+    // Gate and up, or up alone; what attention and MLP gave, where that is normed.
+    let (wide, normed) = (if model.mlp.is_gated() { 2 } else { 1 }, if model.post_norms { 2 } else { 0 });
+    let kept = (2 + normed) * d + 2 * q + 2 * kv + wide * f;
     let running = 6 * d + 3 * q + 4 * kv + 3 * f;
     let blocks = model.layers as u64;
     running + if again { kept + blocks * d } else { blocks * kept }

@@ -1,12 +1,14 @@
-//! The divergence that a config's loss names, and whether the run's teacher and devices can give what it needs.
+//! The divergence that a config's loss names, and whether the run's teacher and devices can compute what
+//! is asked of them.
 
 use super::types::*;
 use crate::cache::Codec;
-use crate::device::Devices;
+use crate::device::{Devices, Opened};
 use crate::error::{Error, Result};
 use crate::loss::{
     Divergence, ForwardKl, Jsd, Objective, Part, Path, Ramp, ReverseKl, SkewKl, SkewReverseKl, Terms, Tvd,
 };
+use crate::model::ModelConfig;
 use crate::signal::{Capabilities, Needs};
 
 /// The divergence that a kind names; not for `cross_entropy`, which is none.
@@ -54,6 +56,38 @@ pub fn objective(loss: &LossConfig, steps: u64) -> Objective {
         },
     };
     Objective::mixed(parts, ramp(loss.temperature), ramp(loss.hard_label_weight), loss.scale_by_temperature_squared)
+}
+
+/// Refuses rows that may be longer than a model has learned positions.
+pub(super) fn has_positions(teacher: Option<&ModelConfig>, student: &ModelConfig, max_length: usize) -> Result<()> {
+    let short = |model: &&ModelConfig| model.learned_positions && model.max_position_embeddings < max_length;
+    match teacher.into_iter().chain([student]).find(short) {
+        None => Ok(()),
+        Some(model) => Err(Error::input(format!(
+            "data.max_length = {max_length}, but the {} has {} positions and no embedding for more: lower data.max_length to \
+             that",
+            model.family.name(),
+            model.max_position_embeddings
+        ))),
+    }
+}
+
+/// Refuses a model on a GPU that has no kernel for one of its ops. A live teacher's head runs where the student is.
+pub(super) fn has_kernels(teacher: Option<&ModelConfig>, student: &ModelConfig, devices: &Devices) -> Result<()> {
+    let on_gpu = |opened: &Opened| opened.device.is_cuda();
+    let refuse = |model: &ModelConfig, op: &str, key: &str| {
+        let family = model.family.name();
+        Err(Error::input(format!("the {op} of {family} has no kernel on GPUs yet: set {key} = \"cpu\"")))
+    };
+    if let Some(op) = student.without_gpu_kernel().filter(|_| on_gpu(&devices.student)) {
+        return refuse(student, op, "student.device");
+    }
+    let Some(teacher) = teacher else { return Ok(()) };
+    match (teacher.without_gpu_kernel(), teacher.logit_cap) {
+        (Some(op), _) if on_gpu(&devices.teacher) => refuse(teacher, op, "teacher.device"),
+        (_, Some(_)) if on_gpu(&devices.student) => refuse(teacher, "soft cap of the logits", "student.device"),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a loss that the teacher's signal or the student's device cannot serve. `stored` is the cache that is read or written through.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::cached::{Lookup, cache_fits, fits_vocabulary};
 use super::memory::{Memory, estimate};
-use super::objective::can_be_computed;
+use super::objective::{can_be_computed, has_kernels, has_positions};
 use super::tokenizer::students_tokenizer;
 use super::types::*;
 use crate::cache::{Codec, Reader, is_cache};
@@ -328,6 +328,8 @@ impl Plan {
             CacheCodec::Sampled => Codec::Sampled { draws: 1, temperature: 1.0, seed: 0 },
             CacheCodec::Dense => Codec::Dense,
         });
+        has_positions(models.teacher.as_ref(), &models.student, config.data.max_length)?;
+        has_kernels(models.teacher.as_ref(), &models.student, &devices)?;
         can_be_computed(&config.loss, written.as_ref(), &devices)?;
         let hidden_layers = hidden_layers(&config, &models, &devices)?;
         if let (Some(Codec::TopK { .. }), Some(teacher)) = (&written, &models.teacher) {

@@ -66,7 +66,8 @@ pub fn codec_cost(
     temperature: f64,
 ) -> Result<Vec<CodecCost>> {
     let hidden = student.hidden(batch)?;
-    let head = StudentHead { weight: student.head()?.tensor()?, grad: None, precision: Precision::F32 };
+    let (weight, cap) = (student.head()?.tensor()?, student.logit_cap());
+    let head = StudentHead { weight, grad: None, precision: Precision::F32, cap };
     let inverse = (1.0 / temperature) as f32;
     let of_row = |i: usize, teacher: Option<TeacherRow>, student: &[f32], _: Option<&mut [f32]>| {
         let Some(TeacherRow::Logits(logits)) = teacher else { return Err(Error::run("the teacher is not a live one")) };

@@ -33,7 +33,8 @@ pub fn evaluate(
         let signal: Option<TeacherSignal> = teacher.map(|t| t.signal(&batch, &Needs::default())).transpose()?;
         kind = signal.as_ref().map(TeacherSignal::name).or(kind);
         let hidden = student.hidden(&batch)?;
-        let head = StudentHead { weight: student.head()?.tensor()?, grad: None, precision: Precision::F32 };
+        let (weight, cap) = (student.head()?.tensor()?, student.logit_cap());
+        let head = StudentHead { weight, grad: None, precision: Precision::F32, cap };
         let (stats, _) = logits.run(&hidden, &head, signal.as_ref(), false, |i, teacher, student, _| {
             let label = || {
                 let known = signal.as_ref().and_then(|signal| signal.label(i));

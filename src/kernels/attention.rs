@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::gemm::{Mat, MatMut, Right};
 use super::math;
+use super::soft_cap::SoftCap;
 use super::storage::{tensor, with_all};
 
 /// Queries handled at once: the scratch of a task is `QUERY_BLOCK × keys`.
@@ -56,6 +57,10 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// A query sees itself and the `window − 1` tokens before it; None: all before it.
     pub window: Option<usize>,
+    /// What scores q · k are multiplied by.
+    pub scale: f32,
+    /// Bounds the scaled scores (Gemma 2). Without a kernel on GPUs.
+    pub cap: Option<SoftCap>,
 }
 
 /// Queries `queries` of a span and the keys any of them sees, both counted from the span's starts.
@@ -65,8 +70,9 @@ struct Block {
 }
 
 impl AttentionShape {
-    fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+    /// Scores are divided by √head_dim, and not capped.
+    pub fn new(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Self {
+        Self { heads, kv_heads, head_dim, window, scale: 1.0 / (head_dim as f32).sqrt(), cap: None }
     }
 
     /// The keys that query `i` of the span sees, counted from the span's first key.
@@ -117,7 +123,13 @@ impl AttentionShape {
                             let seen = shift_back(self.visible(span, block.queries.start + i), block.keys.start);
                             row[..seen.start].fill(0.0);
                             row[seen.end..].fill(0.0);
-                            let (largest, sum) = math::exp_in_place(&mut row[seen], self.scale());
+                            let (largest, sum) = match self.cap {
+                                None => math::exp_in_place(&mut row[seen], self.scale),
+                                Some(cap) => {
+                                    cap.apply(&mut row[seen.clone()], self.scale);
+                                    math::exp_in_place(&mut row[seen], 1.0)
+                                }
+                            };
                             divisors[i] = sum as f32;
                             lse[i * self.heads + h] = (largest as f64 + sum.ln()) as f32;
                         }
@@ -167,11 +179,21 @@ impl AttentionShape {
                             let (p, ds) = (&mut p[i * keys..][..keys], &mut ds[i * keys..][..keys]);
                             p[..seen.start].fill(0.0);
                             p[seen.end..].fill(0.0);
-                            for x in p[seen].iter_mut() {
-                                *x = math::exp(*x * self.scale() - lse);
+                            if let Some(cap) = self.cap {
+                                // The cap's slope goes into ∂p first, of which ∂score is a multiple.
+                                let (p, ds) = (&mut p[seen.clone()], &mut ds[seen.clone()]);
+                                cap.apply(p, self.scale);
+                                for (ds, p) in ds.iter_mut().zip(p.iter_mut()) {
+                                    *ds = delta + (*ds - delta) * cap.slope(*p);
+                                    *p = math::exp(*p - lse);
+                                }
+                            } else {
+                                for x in p[seen].iter_mut() {
+                                    *x = math::exp(*x * self.scale - lse);
+                                }
                             }
                             for (ds, p) in ds.iter_mut().zip(p.iter()) {
-                                *ds = p * (*ds - delta) * self.scale();
+                                *ds = p * (*ds - delta) * self.scale;
                             }
                         }
                     },

@@ -1,4 +1,5 @@
-//! y = x / √(mean(x²) + ε) · w (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4), over the last dimension.
+//! y = x / √(mean(x²) + ε) · w (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4), over the last dimension; w stored as it
+//! is, or as its distance from 1 (Gemma).
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -14,6 +15,8 @@ use super::{GradSlot, math, rows_per_task};
 #[derive(Debug, Clone)]
 pub struct RmsNorm {
     pub weight: Tensor,
+    /// w = offset + weight: 0, or 1 where weights are centred at zero. Adding 0 changes no bit.
+    pub offset: f32,
     pub epsilon: f64,
     pub weight_grad: Option<GradSlot>,
 }
@@ -40,7 +43,7 @@ impl RmsNorm {
                         for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                             let r = reciprocal_rms(x, self.epsilon);
                             for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-                                *y = x * r * w;
+                                *y = x * r * (w + self.offset);
                             }
                         }
                     },
@@ -68,10 +71,10 @@ impl RmsNorm {
                         let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
                         for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
                             let r = reciprocal_rms(x, self.epsilon);
-                            let dot = math::sum_of([dy, weight, x], |[dy, w, x]| dy * w * x);
+                            let dot = math::sum_of([dy, weight, x], |[dy, w, x]| dy * (w + self.offset) * x);
                             let pull = (dot * (r as f64).powi(3) / width as f64) as f32;
                             for (dx, ((dy, w), x)) in dx.iter_mut().zip(dy.iter().zip(weight).zip(x)) {
-                                *dx += dy * w * r - x * pull;
+                                *dx += dy * (w + self.offset) * r - x * pull;
                             }
                         }
                     },

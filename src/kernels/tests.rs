@@ -6,6 +6,8 @@ use candle_nn::ops;
 
 use super::*;
 
+mod families;
+
 /// Reproducible values between −1 and 1.
 fn noise(shape: &[usize], seed: u32) -> Tensor {
     let mut x = seed.wrapping_mul(2_654_435_761) | 1;
@@ -92,7 +94,11 @@ fn composed_attention(shape: &AttentionShape, spans: &[Span], v: &[Var]) -> Resu
             let q = v[0].narrow(0, span.q.start, nq)?.narrow(1, h * d, d)?;
             let k = v[1].narrow(0, span.k.start, nk)?.narrow(1, h / group * d, d)?;
             let values = v[2].narrow(0, span.k.start, nk)?.narrow(1, h / group * d, d)?;
-            let scores = (q.contiguous()?.matmul(&k.t()?.contiguous()?)? / (d as f64).sqrt())?;
+            let scores = (q.contiguous()?.matmul(&k.t()?.contiguous()?)? * shape.scale as f64)?;
+            let scores = match shape.cap {
+                Some(SoftCap(c)) => ((scores / c as f64)?.tanh()? * c as f64)?,
+                None => scores,
+            };
             ops::softmax(&(scores + &mask)?, 1)?.matmul(&values.contiguous()?)
         });
         rows.push(Tensor::cat(&heads.collect::<Result<Vec<_>>>()?, 1)?);
@@ -185,7 +191,7 @@ fn rms_norm_equals_the_composed_formula_on_rows_and_on_heads(device) {
         let (x, w) = (noise(&[rows, heads * width], 1), noise(&[width], 2));
         let (x_there, w_there) = (x.to_device(device).unwrap(), w.to_device(device).unwrap());
         let dw = slot(&w_there);
-        let norm = RmsNorm { weight: w_there, epsilon: 1e-5, weight_grad: Some(dw.clone()) };
+        let norm = RmsNorm { weight: w_there, offset: 0.0, epsilon: 1e-5, weight_grad: Some(dw.clone()) };
         let wv = Var::from_tensor(&w).unwrap();
         let reference = |x: &Tensor| -> Result<Tensor> {
             let x3 = x.reshape((rows, heads, width))?;
@@ -246,7 +252,7 @@ fn attention_equals_the_composed_graph_for_every_grouping_window_and_row_length(
     for (heads, kv_heads, head_dim) in [(1, 1, 4), (4, 2, 8), (6, 2, 6), (3, 1, 16)] {
         for window in [None, Some(1), Some(4), Some(90), Some(i32::MAX as usize)] {
             for lengths in lengths {
-                let shape = AttentionShape { heads, kv_heads, head_dim, window };
+                let shape = AttentionShape::new(heads, kv_heads, head_dim, window);
                 let mut start = 0;
                 let span = |n: &usize| {
                     start += n;
@@ -263,14 +269,14 @@ fn attention_of_chosen_queries_adds_up_over_the_keys_they_share(device) {
     // Two runs of one row, and a row with one query: keys overlap, and some are never asked for.
     let spans = [Span { q: 0..3, k: 0..5 }, Span { q: 3..80, k: 0..90 }, Span { q: 80..81, k: 95..103 }];
     for window in [None, Some(7)] {
-        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window };
+        let shape = AttentionShape::new(4, 2, 8, window);
         attention_agrees(device, shape, &spans, 81, 110, &format!("runs with window {window:?}"));
     }
 }
 
 fn attention_of_many_single_queries_shares_the_gradients_of_their_keys(device) {
     let spans: Vec<Span> = (0..40).map(|i| Span { q: i..i + 1, k: 0..2 * i + 1 }).collect();
-    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 8, window: None };
+    let shape = AttentionShape::new(2, 1, 8, None);
     attention_agrees(device, shape, &spans, 40, 80, "single queries");
 }
 
@@ -289,7 +295,7 @@ fn linear_adds_onto_a_residual_and_onto_a_gradient(device) {
 }
 
 fn attention_over_cached_keys_equals_the_end_of_a_whole_row(device) {
-    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, window: Some(20) };
+    let shape = AttentionShape::new(4, 2, 8, Some(20));
     let n = 90;
     let on = |shape: &[usize], seed| noise_on(device, shape, seed);
     let (q, k, v) = (on(&[n, 32], 1), on(&[n, 16], 2), on(&[n, 16], 3));
@@ -303,7 +309,7 @@ fn attention_over_cached_keys_equals_the_end_of_a_whole_row(device) {
 
 fn attention_of_heads_wider_than_a_warp_equals_the_composed_graph(device) {
     for (heads, kv_heads, head_dim, window) in [(2, 1, 34, None), (2, 1, 130, Some(20)), (2, 2, 64, Some(9)), (2, 1, 80, None), (1, 1, 256, None)] {
-        let shape = AttentionShape { heads, kv_heads, head_dim, window };
+        let shape = AttentionShape::new(heads, kv_heads, head_dim, window);
         let spans = [Span { q: 0..35, k: 0..35 }, Span { q: 35..38, k: 35..38 }];
         attention_agrees(device, shape, &spans, 38, 38, &format!("attention {shape:?}"));
     }

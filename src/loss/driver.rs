@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::kernels::{GradSlot, Mat, MatMut, Precision, Weight, matmul, with_f32};
+use crate::kernels::{GradSlot, Mat, MatMut, Precision, SoftCap, Weight, matmul, with_f32};
 use crate::signal::{TeacherRow, TeacherSignal};
 
 /// Elements a chunk of student logits may hold (64 MiB): larger chunks no longer speed the products up.
@@ -21,6 +21,8 @@ pub struct StudentHead<'a> {
     pub weight: &'a Tensor,
     pub grad: Option<&'a GradSlot>,
     pub precision: Precision,
+    /// What bounds the logits: the loss sees them capped.
+    pub cap: Option<SoftCap>,
 }
 
 /// Buffers that chunks of logits reuse from step to step.
@@ -76,6 +78,9 @@ impl ChunkedLogits {
             }
             let hidden = hidden.narrow(0, from, rows)?;
             Weight::Dense(head.weight.clone()).write_logits(&hidden, &mut self.student)?;
+            if let Some(cap) = head.cap {
+                cap.forward(&mut self.student);
+            }
             let teacher = &self.teacher;
             let teacher_row = |i: usize| {
                 let logits = &teacher[i * teacher_width..(i + 1) * teacher_width];
@@ -92,7 +97,10 @@ impl ChunkedLogits {
                 scratch.clear();
                 scratch.resize(vocab, 0.0);
                 let result = row(from + i, teacher_row(i), logits, Some(scratch))?;
-                logits.copy_from_slice(scratch);
+                match head.cap {
+                    None => logits.copy_from_slice(scratch),
+                    Some(cap) => cap.backward(logits, scratch),
+                }
                 Ok(result)
             };
             let student = self.student.par_chunks_exact_mut(vocab).enumerate().with_min_len(8);

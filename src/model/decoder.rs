@@ -10,22 +10,24 @@ use candle_core::{Device, Tensor};
 use super::block::{Asked, Block, Layout, Saved};
 use super::config::ModelConfig;
 use super::kv_cache::KvCache;
+use super::norm::Norm;
 use super::parameter::{Parameter, Parameters};
-use super::tensors::{EMBEDDING, FINAL_NORM, HEAD};
+use super::rope::{Ropes, Rotations};
+use super::tensors::{EMBEDDING, FINAL_NORM, HEAD, POSITIONS};
 use super::weights::Weights;
 use crate::corpus::Batch;
 use crate::device::moved;
 use crate::error::{Error, Result};
-use crate::kernels::{Precision, RmsNorm, Rope, Span, Spans, add_rows, gather};
+use crate::kernels::{Precision, SoftCap, Span, Spans, add_rows, gather};
 
-/// A Llama-like causal language model.
+/// A causal language model of any family.
 #[derive(Debug)]
 pub struct Decoder {
     config: ModelConfig,
     parameters: Parameters,
     blocks: Vec<Block>,
-    norm: RmsNorm,
-    inverse_frequencies: Vec<f32>,
+    norm: Norm,
+    rotations: Rotations,
     device: Device,
 }
 
@@ -42,6 +44,7 @@ pub enum Keep {
 /// What a training forward leaves for the backward pass.
 pub struct Trace {
     tokens: Vec<u32>,
+    positions: Vec<u32>,
     layout: Layout,
     asked: Asked,
     precision: Precision,
@@ -71,12 +74,18 @@ impl Decoder {
 
     /// Builds the decoder around parameters that are exactly the tensors of `config`.
     pub fn from_parameters(config: ModelConfig, parameters: Parameters) -> Result<Self> {
-        let block = |i| Block::new(&config, &parameters, i);
+        let rotations = Rotations::new(&config);
+        let block = |i| Block::new(&config, &parameters, i, rotations.of_layer(i));
         let blocks = (0..config.layers).map(block).collect::<Result<_>>()?;
-        let norm = Parameter::rms_norm(parameters.get(FINAL_NORM)?, config.rms_norm_eps)?;
-        let inverse_frequencies = config.rope_scaling.inverse_frequencies(config.rope_theta, config.head_dim);
-        let device = norm.weight.device().clone();
-        Ok(Self { config, parameters, blocks, norm, inverse_frequencies, device })
+        let norm = Norm::new(&config, &parameters, FINAL_NORM)?;
+        let device = norm.device().clone();
+        if let Some(op) = config.without_gpu_kernel().filter(|_| device.is_cuda()) {
+            return Err(Error::input(format!(
+                "a {} runs on the CPU alone: its {op} has no kernel on GPUs; choose the device \"cpu\" for it",
+                config.family.name()
+            )));
+        }
+        Ok(Self { config, parameters, blocks, norm, rotations, device })
     }
 
     /// Where its weights are, and its hidden states.
@@ -97,13 +106,27 @@ impl Decoder {
         self.parameters.get(if self.config.tied_head { EMBEDDING } else { HEAD })
     }
 
+    /// What bounds its logits.
+    pub fn logit_cap(&self) -> Option<SoftCap> {
+        self.config.logit_cap.map(|c| SoftCap(c as f32))
+    }
+
     /// Hidden states through the head, `[n, D]` to `[n, V]`: all at once, so for few rows.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(self.head()?.weight.logits(hidden)?)
+        let logits = self.head()?.weight.logits(hidden)?;
+        if let Some(cap) = self.logit_cap() {
+            cap.forward_tensor(&logits)?;
+        }
+        Ok(logits)
     }
 
     fn embedding(&self) -> Result<&Parameter> {
         self.parameters.get(EMBEDDING)
+    }
+
+    /// The embeddings of positions, `[positions, D]`, where they are learned.
+    fn positions(&self) -> Result<Option<&Parameter>> {
+        self.config.learned_positions.then(|| self.parameters.get(POSITIONS)).transpose()
     }
 
     /// Final hidden states at the batch's target rows, `[N, D]`, in f32 whatever the student trains in: what a saved folder
@@ -115,7 +138,7 @@ impl Decoder {
     /// [`Self::hidden`], and the residual stream behind each block of `layers` at the target rows, `[N, D]`.
     pub fn hidden_and_layers(&self, batch: &Batch, layers: &[usize]) -> Result<(Tensor, Vec<Tensor>)> {
         let (layout, asked) = self.layout(batch)?;
-        let mut x = self.embed(&batch.tokens)?;
+        let mut x = self.embed(&batch.tokens, &batch.positions)?;
         let mut behind = BTreeMap::new();
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, &layout, self.asked_of(i, &asked), Precision::F32)?.0;
@@ -140,7 +163,7 @@ impl Decoder {
         let (layout, asked) = self.layout(batch)?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
         let mut behind = BTreeMap::new();
-        let mut x = self.embed(&batch.tokens)?;
+        let mut x = self.embed(&batch.tokens, &batch.positions)?;
         for (i, block) in self.blocks.iter().enumerate() {
             let (y, saved) = block.forward(&x, &layout, self.asked_of(i, &asked), precision)?;
             blocks.push(match keep {
@@ -154,14 +177,15 @@ impl Decoder {
         }
         let hidden = self.norm.forward(&x)?;
         let layers = in_order(layers, behind)?;
-        Ok(Trace { tokens: batch.tokens.clone(), layout, asked, precision, blocks, last: x, hidden, layers })
+        let (tokens, positions) = (batch.tokens.clone(), batch.positions.clone());
+        Ok(Trace { tokens, positions, layout, asked, precision, blocks, last: x, hidden, layers })
     }
 
     /// Adds the gradient of every parameter but the head's own share, given ∂loss/∂hidden, `[N, D]`, and what the loss asks of
     /// the outputs of blocks besides: the number of each and its gradient at the target rows, `[N, D]`. Each block's
     /// activations are freed as soon as they have been used.
     pub fn backward(&self, trace: Trace, d_hidden: Tensor, d_layers: &[(usize, Tensor)]) -> Result<()> {
-        let Trace { tokens, layout, asked, precision, blocks, last, .. } = trace;
+        let Trace { tokens, positions, layout, asked, precision, blocks, last, .. } = trace;
         let mut gradient = self.norm.backward(&last, &d_hidden, None)?;
         drop((last, d_hidden));
         for (i, (block, kept)) in self.blocks.iter().zip(blocks).enumerate().rev() {
@@ -177,6 +201,12 @@ impl Decoder {
                 Kept::Input(x) => block.forward(&x, &layout, asked, precision)?.1,
             };
             gradient = block.backward(saved, &layout, asked, gradient, precision)?;
+        }
+        if let Some(slot) = self.positions()?.and_then(|p| p.grad.as_ref()) {
+            add_rows(slot.tensor(), &positions, &gradient)?;
+        }
+        if let Some(scale) = self.config.embedding_scale {
+            gradient = gradient.affine(scale, 0.0)?;
         }
         if let Some(slot) = &self.embedding()?.grad {
             add_rows(slot.tensor(), &tokens, &gradient)?;
@@ -210,12 +240,12 @@ impl Decoder {
         }
         let layout = Layout { spans: Spans::new(spans, &self.device)?, rope: self.rope(&positions)? };
         let tokens: Vec<u32> = rows.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
-        let mut x = self.embed(&tokens)?;
+        let mut x = self.embed(&tokens, &positions)?;
         for (block, layer) in self.blocks.iter().zip(&cache.layers) {
             x = block.forward_cached(&x, &layout, layer, &slots)?;
         }
         rows.iter().for_each(|(r, tokens)| cache.lengths[*r] += tokens.len());
-        Ok(self.norm.forward(&gather(&x, &last)?)?)
+        self.norm.forward(&gather(&x, &last)?)
     }
 
     /// Where all tokens attend, and where the targets do.
@@ -229,18 +259,33 @@ impl Decoder {
         Ok((Layout { spans: Spans::new(spans, &self.device)?, rope: self.rope(&batch.positions)? }, asked))
     }
 
-    fn rope(&self, positions: &[u32]) -> Result<Rope> {
-        Ok(Rope::new(positions, &self.inverse_frequencies, &self.device)?)
+    fn rope(&self, positions: &[u32]) -> Result<Ropes> {
+        self.rotations.at(positions, &self.device)
     }
 
-    fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+    /// `[T, D]`; each token with its position in its row, where positions are learned.
+    fn embed(&self, tokens: &[u32], positions: &[u32]) -> Result<Tensor> {
         if let Some(id) = tokens.iter().find(|&&id| id as usize >= self.config.vocab_size) {
             return Err(Error::input(format!(
                 "token id {id} lies beyond the model's vocabulary of {}; its tokenizer belongs to another model",
                 self.config.vocab_size
             )));
         }
-        Ok(self.embedding()?.weight.gather(tokens)?)
+        let x = self.embedding()?.weight.gather(tokens)?;
+        if let Some(scale) = self.config.embedding_scale {
+            return Ok(x.affine(scale, 0.0)?);
+        }
+        let Some(table) = self.positions()? else { return Ok(x) };
+        let most = self.config.max_position_embeddings;
+        match positions.iter().max() {
+            Some(&last) if last as usize >= most => Err(Error::input(format!(
+                "a row of at least {} tokens was given to a {} of {most} positions; there is no embedding for more: lower \
+                 data.max_length, or shorten the prompt",
+                last + 1,
+                self.config.family.name()
+            ))),
+            _ => Ok((x + table.weight.gather(positions)?)?),
+        }
     }
 }
 

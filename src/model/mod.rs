@@ -1,4 +1,4 @@
-//! One trainable decoder for all Llama-like families, and the folders it is read from.
+//! One trainable decoder for all families, and the folders it is read from.
 
 mod block;
 mod config;
@@ -6,22 +6,26 @@ mod decoder;
 mod generate;
 pub mod gguf;
 mod kv_cache;
+mod mlp;
+mod norm;
 mod parameter;
 mod rope;
 mod sample;
+mod stored;
 mod tensors;
 mod weights;
 
 use std::path::Path;
 
-pub use config::{Family, ModelConfig};
+pub use config::{Family, Mlp, ModelConfig, NormKind};
 pub use decoder::{Decoder, Keep, Trace};
 pub use generate::{Finish, Prompt, generate, seed_of};
 pub use gguf::Gguf;
 pub use kv_cache::KvCache;
 pub use parameter::{Parameter, Parameters};
-pub use rope::RopeScaling;
+pub use rope::{RopeScaling, Rotation};
 pub use sample::{Sampler, Sampling};
+pub use stored::Stored;
 pub use tensors::TensorSpec;
 use weights::load_frozen as load_frozen_weights;
 pub use weights::{Weights, load as load_weights, load_some as load_some_weights, weight_files};

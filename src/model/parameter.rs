@@ -4,9 +4,9 @@ use candle_core::Tensor;
 
 use super::tensors::TensorSpec;
 use crate::error::Result;
-use crate::kernels::{GradSlot, Linear, RmsNorm, Weight};
+use crate::kernels::{GradSlot, LayerNorm, Linear, RmsNorm, Weight};
 
-/// A weight under its Hugging Face name, with the slot its gradient is summed in (None: frozen).
+/// A weight under its name in [`super::ModelConfig::tensors`], with the slot its gradient is summed in (None: frozen).
 ///
 /// A dense tensor is changed in place by the optimizer, so every clone of it follows. A packed one never changes.
 #[derive(Debug, Clone)]
@@ -40,8 +40,18 @@ impl Parameter {
         })
     }
 
-    pub(super) fn rms_norm(weight: &Self, epsilon: f64) -> Result<RmsNorm> {
-        Ok(RmsNorm { weight: weight.tensor()?.clone(), epsilon, weight_grad: weight.grad.clone() })
+    pub(super) fn rms_norm(weight: &Self, offset: f32, epsilon: f64) -> Result<RmsNorm> {
+        Ok(RmsNorm { weight: weight.tensor()?.clone(), offset, epsilon, weight_grad: weight.grad.clone() })
+    }
+
+    pub(super) fn layer_norm(weight: &Self, bias: &Self, epsilon: f64) -> Result<LayerNorm> {
+        Ok(LayerNorm {
+            weight: weight.tensor()?.clone(),
+            bias: bias.tensor()?.clone(),
+            epsilon,
+            weight_grad: weight.grad.clone(),
+            bias_grad: bias.grad.clone(),
+        })
     }
 }
 

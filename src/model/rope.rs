@@ -2,7 +2,63 @@
 
 use std::f64::consts::PI;
 
+use candle_core::Device;
+
+use super::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::kernels::Rope;
+
+/// How a layer rotates queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rotation {
+    pub theta: f64,
+    pub scaling: RopeScaling,
+}
+
+/// The different rotations of a model, and which of them each layer has.
+#[derive(Debug)]
+pub(super) struct Rotations {
+    /// `[head_dim / 2]` each.
+    inverse_frequencies: Vec<Vec<f32>>,
+    of_layers: Vec<Option<usize>>,
+}
+
+impl Rotations {
+    pub fn new(config: &ModelConfig) -> Self {
+        let mut different: Vec<Rotation> = vec![];
+        let of_layers = config.rotations.iter().map(|rotation| {
+            let rotation = (*rotation)?;
+            Some(different.iter().position(|r| *r == rotation).unwrap_or_else(|| {
+                different.push(rotation);
+                different.len() - 1
+            }))
+        });
+        let of_layers = of_layers.collect();
+        let frequencies = different.iter().map(|r| r.scaling.inverse_frequencies(r.theta, config.head_dim));
+        Self { inverse_frequencies: frequencies.collect(), of_layers }
+    }
+
+    /// Which of [`Ropes`] layer `i` has.
+    pub fn of_layer(&self, i: usize) -> Option<usize> {
+        self.of_layers[i]
+    }
+
+    /// The angles of tokens at `positions`.
+    pub fn at(&self, positions: &[u32], device: &Device) -> Result<Ropes> {
+        let rope = |frequencies: &Vec<f32>| Ok(Rope::new(positions, frequencies, device)?);
+        self.inverse_frequencies.iter().map(rope).collect::<Result<_>>().map(Ropes)
+    }
+}
+
+/// The angles of some tokens, for each of a model's rotations.
+pub(super) struct Ropes(Vec<Rope>);
+
+impl Ropes {
+    /// Those of a layer; None where it does not rotate.
+    pub fn get(&self, rotation: Option<usize>) -> Option<&Rope> {
+        rotation.map(|i| &self.0[i])
+    }
+}
 
 /// How the frequencies θ^(−2i/d) are stretched.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::config::ModelConfig;
-use super::tensors::{HEAD, TensorSpec};
+use super::stored::Stored;
 use crate::error::{Error, Result};
 use crate::kernels::{Precision, Weight, with_f32};
 
@@ -74,35 +74,44 @@ fn load_each<T: Send>(
     take: impl Fn(Tensor) -> Result<T> + Sync,
 ) -> Result<BTreeMap<String, T>> {
     let files = weight_files(folder)?.iter().map(|file| open(file)).collect::<Result<Vec<_>>>()?;
-    let mut stored: BTreeMap<String, (usize, Vec<usize>)> = BTreeMap::new();
+    // By the names of `stored_tensors`: the file, and the name and shape there.
+    let mut found: BTreeMap<String, Found> = BTreeMap::new();
     for (i, file) in files.iter().enumerate() {
-        stored.extend(file.tensors().into_iter().map(|(name, view)| (name, (i, view.shape().to_vec()))));
-    }
-    let specs = config.tensors();
-    for file in &files {
-        use safetensors::Dtype;
-        let odd = file.tensors().into_iter().find(|(_, v)| !matches!(v.dtype(), Dtype::F32 | Dtype::BF16 | Dtype::F16));
-        if let Some((name, view)) = odd.filter(|(name, _)| specs.iter().any(|spec| spec.name == *name)) {
-            let folder = folder.display();
-            let dtype = view.dtype();
-            return Err(Error::input(format!("{folder}: tensor {name} is {dtype}; read are F32, BF16 and F16")));
+        for (name, view) in file.tensors() {
+            if let Some(stored) = config.stored_name(&name) {
+                let found_there = Found { file: i, name, shape: view.shape().to_vec(), dtype: view.dtype() };
+                found.insert(stored, found_there);
+            }
         }
     }
-    check(&specs, &stored, config).map_err(|problems| {
+    let stored = config.stored_tensors();
+    use safetensors::Dtype;
+    let odd = |s: &&Found| !matches!(s.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16);
+    if let Some(Found { name, dtype, .. }) = stored.iter().filter_map(|s| found.get(&s.name)).find(odd) {
+        let folder = folder.display();
+        return Err(Error::input(format!("{folder}: tensor {name} is {dtype}; read are F32, BF16 and F16")));
+    }
+    check(&stored, &found).map_err(|problems| {
         Error::input(format!("{}: the weights do not fit config.json:\n{problems}", folder.display()))
     })?;
-    specs
-        .par_iter()
-        .filter(|spec| wanted(&spec.name))
-        .map(|spec| {
-            let tensor = files[stored[&spec.name].0].load(&spec.name, &Device::Cpu)?.to_dtype(DType::F32)?;
-            if with_f32(&tensor, |x| x.iter().any(|x| !x.is_finite()))? {
-                let name = &spec.name;
-                return Err(Error::input(format!("{}: tensor {name} holds NaN or infinity", folder.display())));
-            }
-            Ok((spec.name.clone(), take(tensor)?))
-        })
-        .collect()
+    let read = stored.par_iter().filter(|stored| stored.parts.iter().any(|part| wanted(&part.name))).map(|stored| {
+        let Found { file, name, .. } = &found[&stored.name];
+        let tensor = files[*file].load(name, &Device::Cpu)?.to_dtype(DType::F32)?;
+        if with_f32(&tensor, |x| x.iter().any(|x| !x.is_finite()))? {
+            return Err(Error::input(format!("{}: tensor {name} holds NaN or infinity", folder.display())));
+        }
+        let parts = stored.split(tensor)?.into_iter().filter(|(name, _)| wanted(name));
+        parts.map(|(name, tensor)| Ok((name, take(tensor)?))).collect::<Result<Vec<_>>>()
+    });
+    Ok(read.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// A tensor in a folder.
+struct Found {
+    file: usize,
+    name: String,
+    shape: Vec<usize>,
+    dtype: safetensors::Dtype,
 }
 
 fn open(file: &Path) -> Result<MmapedSafetensors> {
@@ -118,12 +127,8 @@ fn open(file: &Path) -> Result<MmapedSafetensors> {
     })
 }
 
-/// Compares what is stored with what the model needs; the answer lists every problem, a line each.
-fn check(
-    specs: &[TensorSpec],
-    stored: &BTreeMap<String, (usize, Vec<usize>)>,
-    config: &ModelConfig,
-) -> Result<(), String> {
+/// Compares what is there with what the model needs; the answer lists every problem, a line each.
+fn check(needed: &[Stored], found: &BTreeMap<String, Found>) -> Result<(), String> {
     let mut lines = vec![];
     let mut list = |title: &str, names: Vec<String>| {
         const SHOWN: usize = 8;
@@ -133,17 +138,13 @@ fn check(
             lines.push(format!("  {title}: {}{tail}", names[..names.len().min(SHOWN)].join(", ")));
         }
     };
-    let wanted: BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
-    list("missing", wanted.iter().filter(|n| !stored.contains_key(**n)).map(|n| n.to_string()).collect());
-    let unexpected = stored.keys().filter(|name| {
-        // Old files carry RoPE's frequencies, and some tied models a copy of the embedding: both follow from the rest.
-        let derived = name.ends_with("rotary_emb.inv_freq") || (config.tied_head && name.as_str() == HEAD);
-        !wanted.contains(name.as_str()) && !derived
-    });
-    list("unexpected", unexpected.map(|n| n.escape_debug().to_string()).collect());
-    let misshapen = specs.iter().filter_map(|spec| {
-        let (_, shape) = stored.get(&spec.name)?;
-        (*shape != spec.shape).then(|| format!("{} is {shape:?}, not {:?}", spec.name, spec.shape))
+    let wanted: BTreeSet<&str> = needed.iter().map(|s| s.name.as_str()).collect();
+    list("missing", wanted.iter().filter(|n| !found.contains_key(**n)).map(|n| n.to_string()).collect());
+    let unexpected = found.iter().filter(|(stored, _)| !wanted.contains(stored.as_str()));
+    list("unexpected", unexpected.map(|(_, f)| f.name.escape_debug().to_string()).collect());
+    let misshapen = needed.iter().filter_map(|needed| {
+        let Found { name, shape, .. } = found.get(&needed.name)?;
+        (*shape != needed.shape).then(|| format!("{name} is {shape:?}, not {:?}", needed.shape))
     });
     list("misshapen", misshapen.collect());
     if lines.is_empty() { Ok(()) } else { Err(lines.join("\n")) }

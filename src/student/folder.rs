@@ -66,13 +66,19 @@ pub fn write_model(dir: &Path, model: &Decoder, companions: &Companions, dtype: 
     for (name, content) in &companions.0 {
         write(name, content)?;
     }
-    let parameters: Vec<_> = model.parameters().iter().map(|p| (p.spec(), &p.weight)).collect();
-    let entries = parameters.iter().map(|(spec, weight)| {
-        let values = match weight {
-            Weight::Dense(tensor) => Values::Tensor(tensor),
-            other => Values::Weight(other),
+    let weight = |name: &str| Ok::<_, Error>(&model.parameters().get(name)?.weight);
+    let stored = model.config().stored_tensors().into_iter().map(|stored| {
+        let weights = stored.parts.iter().map(|part| weight(&part.name)).collect::<Result<Vec<_>>>()?;
+        Ok((stored, weights))
+    });
+    let stored = stored.collect::<Result<Vec<_>>>()?;
+    let entries = stored.iter().map(|(stored, weights)| {
+        let values = match weights[..] {
+            _ if stored.conv1d => Values::Conv1d(weights),
+            [Weight::Dense(tensor)] => Values::Tensor(tensor),
+            _ => Values::Weight(weights[0]),
         };
-        Entry { name: &spec.name, shape: &spec.shape, values }
+        Entry { name: &stored.name, shape: &stored.shape, values }
     });
     write_safetensors(&dir.join(layout::MODEL), entries, dtype, &BTreeMap::new())
 }

@@ -1,4 +1,4 @@
-//! A student that knows nothing yet: the initialisation of GPT-2 (normal matrices, unit norms, no biases).
+//! A student that knows nothing yet: the initialisation of GPT-2 (normal matrices, norms that multiply by 1, zero biases).
 
 use candle_core::{Device, Tensor};
 use rand::SeedableRng;
@@ -7,13 +7,15 @@ use rand_distr::{Distribution, Normal};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::model::{ModelConfig, Weights};
+use crate::model::{ModelConfig, NormKind, Weights};
 
 /// Weights for `config`, a function of `seed` and each tensor's name alone: the order of tensors and the thread count
-/// do not matter. Matrices are normal with the config's `initializer_range` as standard deviation, norms 1, biases 0.
+/// do not matter. Matrices are normal with the config's `initializer_range` as standard deviation, norms 1 (0 where
+/// that is the distance from 1), biases 0.
 pub fn fresh_weights(config: &ModelConfig, seed: u64) -> Result<Weights> {
     let normal = Normal::new(0.0f32, config.initializer_range() as f32)
         .map_err(|e| Error::input(format!("initializer_range: {e}")))?;
+    let unit = if config.norm == NormKind::RmsFromOne { 0.0 } else { 1.0 };
     config
         .tensors()
         .into_iter()
@@ -22,7 +24,7 @@ pub fn fresh_weights(config: &ModelConfig, seed: u64) -> Result<Weights> {
                 let mut rng = ChaCha8Rng::from_seed(tensor_seed(seed, &spec.name));
                 normal.sample_iter(&mut rng).take(spec.elements()).collect()
             } else {
-                vec![if spec.name.ends_with("bias") { 0.0 } else { 1.0 }; spec.elements()]
+                vec![if spec.name.ends_with("bias") { 0.0 } else { unit }; spec.elements()]
             };
             Ok((spec.name, Tensor::from_vec(values, spec.shape, &Device::Cpu)?))
         })

@@ -25,7 +25,8 @@ impl LocalTeacher {
     pub fn new(decoder: Arc<Decoder>, loss_device: &Device) -> Result<Self> {
         let weight = decoder.head()?.weight.frozen_on(loss_device)?;
         let precision = weight.precision().unwrap_or_default();
-        Ok(Self { decoder, head: Arc::new(WeightHead(weight)), precision, loss_device: loss_device.clone() })
+        let head = Arc::new(WeightHead { weight, cap: decoder.logit_cap() });
+        Ok(Self { decoder, head, precision, loss_device: loss_device.clone() })
     }
 
     /// What its products are rounded to.

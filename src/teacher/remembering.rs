@@ -121,7 +121,7 @@ mod tests {
             let head = Tensor::zeros((3, 2), DType::F32, &Device::Cpu)?;
             let value = batch.rows[0].digest[0] as f32 / 3.0;
             let states = Tensor::full(value, (batch.valid_tokens(), 2), &Device::Cpu)?;
-            let head = Arc::new(WeightHead(Weight::Dense(head)));
+            let head = Arc::new(WeightHead { weight: Weight::Dense(head), cap: None });
             Ok(TeacherSignal::Hidden { states, head, layers: vec![] })
         }
     }

@@ -82,8 +82,8 @@ impl Stepper<'_> {
             let signal = clock.time(&mut phases.teacher, || teacher.map(|t| t.signal(batch, &needs)).transpose())?;
             let trace =
                 clock.time(&mut phases.forward, || self.student.trace(batch, self.keep, self.precision, &layers))?;
-            let head = self.student.head()?;
-            let head = StudentHead { weight: head.tensor()?, grad: head.grad.as_ref(), precision: self.precision };
+            let (head, cap) = (self.student.head()?, self.student.logit_cap());
+            let head = StudentHead { weight: head.tensor()?, grad: head.grad.as_ref(), precision: self.precision, cap };
             let objective = &mut self.objective;
             let out =
                 clock.time(&mut phases.head, || objective.run(&trace.hidden, &head, signal.as_ref(), batch, valid))?;

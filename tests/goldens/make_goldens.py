@@ -61,7 +61,7 @@ def save(tensors, path):
 
 
 def random_weights(config, seed):
-    """Weights by name, as the folder stores them: matrices 0.15 randn, norms 1 + 0.2 randn, biases 0.2 randn."""
+    """Weights by name, as the folder stores them: matrices 0.15 randn, norms 1 + 0.2 randn (Gemma: 0.2 randn), biases 0.2 randn."""
     weights = {}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -69,8 +69,8 @@ def random_weights(config, seed):
         x = torch.randn(parameter.shape, generator=generator(f"{seed}/{name}"))
         if name.endswith(".bias"):
             x = 0.2 * x
-        elif "norm" in name:
-            x = 1 + 0.2 * x
+        elif "norm" in name or ".ln_" in name:
+            x = (0 if config.model_type.startswith("gemma") else 1) + 0.2 * x
         else:
             x = 0.15 * x
         weights[name] = x
@@ -94,7 +94,8 @@ def base(family, **changes):
     """config.json in the transformers-4 spelling (what most folders on the hub hold)."""
     config = {
         "architectures": [{"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
-                           "qwen3": "Qwen3ForCausalLM"}[family]],
+                           "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "gemma2": "Gemma2ForCausalLM",
+                           "gemma3_text": "Gemma3ForCausalLM"}[family]],
         "model_type": family,
         "hidden_act": "silu",
         "hidden_size": 32,
@@ -121,9 +122,46 @@ def base(family, **changes):
         "qwen2": {"use_sliding_window": False, "sliding_window": 5, "max_window_layers": 0, "rms_norm_eps": 1e-6},
         "qwen3": {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 2, "head_dim": 16,
                   "attention_bias": False, "rms_norm_eps": 1e-6, "rope_scaling": None},
+        "smollm3": {**SMALL, "attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "sliding_window": None,
+                    "rope_scaling": None, "tie_word_embeddings": True},
+        "gemma2": {**SMALL, **GEMMA, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0},
+        "gemma3_text": {**SMALL, **GEMMA, "rope_local_base_freq": 100.0, "sliding_window_pattern": 2,
+                        "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     }[family])
     config.update(changes)
+    if family.startswith("gemma"):
+        del config["hidden_act"]
     return config
+
+
+# a pad token's embedding would get no gradient
+SMALL = {"hidden_size": 24, "intermediate_size": 32, "head_dim": 6, "pad_token_id": None}
+GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 10, "sliding_window": 5, "attention_bias": False,
+         "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+
+
+def gpt2(**changes):
+    """config.json of a GPT-2, whose keys are its own."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "attn_pdrop": 0.1,
+        "embd_pdrop": 0.1,
+        "resid_pdrop": 0.1,
+        "n_embd": 24,
+        "n_head": 4,
+        "n_layer": 2,
+        "n_positions": 40,
+        "vocab_size": VOCAB,
+        "layer_norm_epsilon": 1e-5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.02,
+        "torch_dtype": "float32",
+        "transformers_version": "4.46.0",
+        **changes,
+    }
 
 
 def as_v5(config):
@@ -134,6 +172,14 @@ def as_v5(config):
         config.pop(old, None)
     if config["model_type"] == "llama":
         config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    if config["model_type"] == "gemma3_text":
+        rope = config["rope_parameters"]
+        config["rope_parameters"] = {
+            "full_attention": rope,
+            "sliding_attention": {"rope_theta": config.pop("rope_local_base_freq"), "rope_type": "default"}}
+        every = config.pop("sliding_window_pattern")
+        config["layer_types"] = ["sliding_attention" if (i + 1) % every else "full_attention"
+                                 for i in range(config["num_hidden_layers"])]
     if config["model_type"].startswith("qwen"):
         config["layer_types"] = ["full_attention"] * config["num_hidden_layers"]
     return dict(sorted(config.items()))
@@ -163,11 +209,38 @@ MODELS = {
     "qwen2_tied": (base("qwen2", tie_word_embeddings=True, rope_theta=1000000.0), [{"rope_theta": 10000.0}]),
     "qwen3": (as_v5(base("qwen3", rope_theta=1000000.0)), [("q_norm.weight", 1), ("k_norm.weight", 1)]),
     "qwen3_tied": (base("qwen3", tie_word_embeddings=True), [("q_norm.weight", 1), ("k_norm.weight", 1)]),
+    "smollm3": (base("smollm3", num_hidden_layers=3, no_rope_layer_interval=2),
+                [{"no_rope_layer_interval": 4}, {"no_rope_layers": [1, 1, 0]}, {"rope_theta": 100.0}]),
+    # the layers that do not rotate slide
+    "smollm3_window_v5": (as_v5(base("smollm3", use_sliding_window=True, sliding_window=5, no_rope_layers=[0, 1],
+                                     attention_bias=True, mlp_bias=True, tie_word_embeddings=False)),
+                          [{"no_rope_layers": [1, 1]}, {"use_sliding_window": False}, {"sliding_window": 6},
+                           {"layer_types": ["full_attention", "sliding_attention"]}, ("o_proj.bias", 0), ("down_proj.bias", 0)]),
+    "gemma2": (base("gemma2"),
+               [{"attn_logit_softcapping": None}, {"final_logit_softcapping": None}, {"query_pre_attn_scalar": 6},
+                {"sliding_window": 6}, {"layer_types": ["full_attention", "sliding_attention"]},
+                ("pre_feedforward_layernorm.weight", 0), ("post_feedforward_layernorm.weight", 0),
+                ("post_attention_layernorm.weight", 0), ("input_layernorm.weight", 0)]),
+    "gemma2_no_caps_v5": (as_v5(base("gemma2", attn_logit_softcapping=None, final_logit_softcapping=None,
+                                     layer_types=["full_attention", "sliding_attention"], tie_word_embeddings=False)),
+                          [{"attn_logit_softcapping": 5.0}, {"layer_types": None}]),
+    "gemma3": (base("gemma3_text", num_hidden_layers=3),
+               [{"rope_scaling": None}, {"rope_local_base_freq": 10000.0}, {"rope_theta": 100.0}, {"sliding_window": 6},
+                {"sliding_window_pattern": 3}, {"query_pre_attn_scalar": 6}, ("q_norm.weight", 0), ("k_norm.weight", 0)]),
+    "gemma3_v5": (as_v5(base("gemma3_text", num_hidden_layers=3)), [{"layer_types": None}]),
+    "gemma3_cap": (base("gemma3_text", final_logit_softcapping=2.0, attention_bias=True, tie_word_embeddings=False,
+                        rope_scaling=None),
+                   [{"final_logit_softcapping": None}, ("q_proj.bias", 0), ("o_proj.bias", 0)]),
+    "gpt2": (gpt2(), [("c_attn.bias", 0), ("c_proj.bias", 0), ("c_fc.bias", 0), ("ln_f.bias", 0), ("ln_1.bias", 0),
+                      ("wpe.weight", 0), {"layer_norm_epsilon": 1e-2}]),
+    # as the first files on the hub: no prefix, and the causal mask among the weights
+    "gpt2_bare": (gpt2(n_inner=40, activation_function="gelu_pytorch_tanh"), [{"activation_function": "relu"}]),
+    "gpt2_untied": (gpt2(tie_word_embeddings=False, n_head=8), []),
     "llama_sharded": (base("llama"), []),
     "llama_bf16": (base("llama", torch_dtype="bfloat16"), []),
     "llama_f16": (base("llama", torch_dtype="float16"), []),
 }
-SEED_OF = {"llama3_rope_v5": "llama3_rope"}  # the same weights, the other spelling
+SEED_OF = {"llama3_rope_v5": "llama3_rope", "gemma3_v5": "gemma3"}  # the same weights, the other spelling
 
 
 def read_config(config, folder):
@@ -210,6 +283,10 @@ def make_models():
                 save({k: v for k, v in weights.items() if where[k] == shard}, folder / shard)
             size = sum(v.numel() * v.element_size() for v in weights.values())
             write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": where})
+        elif name == "gpt2_bare":
+            bare = {k.removeprefix("transformer."): v for k, v in weights.items()}
+            masks = {f"h.{i}.attn.bias": torch.tril(torch.ones(1, 1, 40, 40)) for i in range(config["n_layer"])}
+            save({**bare, **masks}, folder / "model.safetensors")
         else:
             save(weights, folder / "model.safetensors")
 
@@ -229,6 +306,7 @@ def make_models():
         print(f"models/{name}: logits std {logits.std():.2f}, least effect of a misreading "
               f"{min(least):.1e}" if least else f"models/{name}: logits std {logits.std():.2f}")
     assert torch.equal(expected["llama3_rope"], expected["llama3_rope_v5"])
+    assert torch.equal(expected["gemma3"], expected["gemma3_v5"])
 
 
 # ------------------------------------------------------------------------------------------------------------------ step
@@ -249,11 +327,39 @@ STEP = {
     "max_grad_norm": 1.0,
     "clip": "torch.nn.utils.clip_grad_norm_: gradients times min(1, max_grad_norm / (norm + 1e-6))",
 }
+STUDENT_SIZE = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 STUDENTS = {
     "student": base("llama", hidden_size=24, intermediate_size=40, num_attention_heads=3, num_key_value_heads=1,
                     head_dim=8, tie_word_embeddings=True),
     "student_qwen2": base("qwen2", hidden_size=24, intermediate_size=40, num_attention_heads=3, num_key_value_heads=1),
+    "student_smollm3": base("smollm3", **STUDENT_SIZE, no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=4),
+    "student_gemma2": base("gemma2", **STUDENT_SIZE, sliding_window=4),
+    # wider than the others: at 16, rounding operands to bf16 moves PyTorch's own gradient by 7%, at 24 by 1%
+    "student_gemma3": base("gemma3_text", **{**STUDENT_SIZE, "hidden_size": 24, "intermediate_size": 32}, sliding_window=4),
+    "student_gpt2": gpt2(n_embd=16, n_inner=24, n_head=2, n_positions=20),
 }
+
+
+def by_the_decoders_names(gradients):
+    """GPT-2's gradients as the decoder holds its weights: queries, keys and values apart, matrices [out, in]."""
+    modules = {"ln_1": "input_layernorm", "ln_2": "post_attention_layernorm", "attn.c_proj": "self_attn.o_proj",
+               "mlp.c_fc": "mlp.up_proj", "mlp.c_proj": "mlp.down_proj"}
+    whole = {"wte": "embed_tokens", "wpe": "embed_positions", "ln_f": "norm"}
+    named = {}
+    for name, g in gradients.items():
+        module, kind = name.removeprefix("transformer.").rsplit(".", 1)
+        if module in whole:
+            named[f"model.{whole[module]}.{kind}"] = g
+            continue
+        _, block, module = module.split(".", 2)
+        if not module.startswith("ln_"):
+            g = g.T if g.dim() == 2 else g
+        if module == "attn.c_attn":
+            for part, x in zip("qkv", g.chunk(3)):
+                named[f"model.layers.{block}.self_attn.{part}_proj.{kind}"] = x
+        else:
+            named[f"model.layers.{block}.{modules[module]}.{kind}"] = g
+    return named
 
 
 def make_batches():
@@ -338,6 +444,7 @@ def make_step():
     for name in STUDENTS:
         history, gradients = run_steps(teacher, load(folder / name), batches)
         assert all(g.abs().max() > 0 for g in gradients.values())
+        gradients = by_the_decoders_names(gradients) if name == "student_gpt2" else gradients
         save(gradients, folder / f"expected_{name}.safetensors")
         write_json(folder / f"expected_{name}.json", {**STEP, **{k: [h[k] for h in history] for k in history[0]}})
         # what the usual mistakes with weight decay change

@@ -105,12 +105,13 @@ fn linears(model: &ModelConfig, size: Size) -> Vec<(usize, usize, (usize, usize)
     let (d, f) = (model.hidden_size, model.intermediate_size);
     let (q, kv) = (model.heads * model.head_dim, model.kv_heads * model.head_dim);
     let everywhere = [(d, kv), (d, kv)];
-    let asked = [(d, q), (q, d), (d, f), (d, f), (f, d)];
+    let gate = model.mlp.is_gated().then_some((d, f));
+    let asked: Vec<_> = [(d, q), (q, d), (d, f), (f, d)].into_iter().chain(gate).collect();
     let (all, last) = (size.micro_batches * model.layers, size.micro_batches);
     let of_all = everywhere.map(|shape| (size.tokens, all, shape));
-    let of_most = asked.map(|shape| (size.tokens, all - last, shape));
-    let of_last = asked.map(|shape| (size.targets, last, shape));
-    [&of_all[..], &of_most, &of_last].concat()
+    let of_most = asked.iter().map(|shape| (size.tokens, all - last, *shape));
+    let of_last = asked.iter().map(|shape| (size.targets, last, *shape));
+    of_all.into_iter().chain(of_most).chain(of_last).collect()
 }
 
 /// Floating-point operations of the blocks' products in a forward pass, attention's own left out.

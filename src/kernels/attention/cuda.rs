@@ -62,6 +62,9 @@ fn tables(spans: &Spans) -> Result<&Tables> {
 impl AttentionShape {
     /// The kernel for heads of this size, over `tiles` of `heads` heads.
     fn launch(&self, kernel: &str, tiles: usize, heads: usize, args: &[&[Arg]]) -> Result<()> {
+        if self.cap.is_some() {
+            bail!("the GPU's attention has no soft cap");
+        }
         let d = self.head_dim;
         let largest = match [64, 128, 256].into_iter().find(|&largest| d <= largest) {
             Some(largest) if d.is_multiple_of(2) => largest,
@@ -74,7 +77,7 @@ impl AttentionShape {
     /// heads, kv_heads, head_dim, window and scale, as every kernel's last arguments.
     fn arguments(&self) -> [Arg<'static>; 5] {
         let window = self.window.unwrap_or(0);
-        [self.heads.into(), self.kv_heads.into(), self.head_dim.into(), window.into(), self.scale().into()]
+        [self.heads.into(), self.kv_heads.into(), self.head_dim.into(), window.into(), self.scale.into()]
     }
 
     pub(super) fn forward_on_gpu(&self, spans: &Spans, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {

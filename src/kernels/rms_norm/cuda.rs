@@ -18,7 +18,15 @@ fn rows_and_width(norm: &RmsNorm, x: &Tensor) -> Result<(usize, usize)> {
 pub(super) fn forward(norm: &RmsNorm, x: &Tensor) -> Result<Tensor> {
     let (rows, width) = rows_and_width(norm, x)?;
     let y = empty(x.shape(), x.device())?;
-    let args = [x.into(), (&norm.weight).into(), (&y).into(), rows.into(), width.into(), (norm.epsilon as f32).into()];
+    let args = [
+        x.into(),
+        (&norm.weight).into(),
+        (&y).into(),
+        rows.into(),
+        width.into(),
+        norm.offset.into(),
+        (norm.epsilon as f32).into(),
+    ];
     MODULE.launch("rms_norm", Grid::new(rows.div_ceil(THREADS / 32), 1, THREADS as u32), &args)?;
     Ok(y)
 }
@@ -35,6 +43,7 @@ pub(super) fn backward(norm: &RmsNorm, x: &Tensor, dy: &Tensor, onto: Option<&Te
         (&reciprocals).into(),
         rows.into(),
         width.into(),
+        norm.offset.into(),
         (norm.epsilon as f32).into(),
         onto.is_some().into(),
     ];

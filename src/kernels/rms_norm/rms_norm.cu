@@ -1,4 +1,4 @@
-// y = x / sqrt(mean(x^2) + epsilon) * w, one warp per row.
+// y = x / sqrt(mean(x^2) + epsilon) * (offset + w), one warp per row.
 #include "common.cuh"
 
 __device__ inline float reciprocal_rms(const float *x, unsigned width, unsigned lane, float epsilon) {
@@ -7,27 +7,28 @@ __device__ inline float reciprocal_rms(const float *x, unsigned width, unsigned 
     return 1.0f / sqrtf(warp_sum(sum) / (float)width + epsilon);
 }
 
-extern "C" __global__ void rms_norm(const float *x, const float *w, float *y, unsigned rows, unsigned width, float epsilon) {
+extern "C" __global__ void rms_norm(const float *x, const float *w, float *y, unsigned rows, unsigned width,
+                                    float offset, float epsilon) {
     unsigned row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;  // a whole warp
     x += (size_t)row * width;
     y += (size_t)row * width;
     float r = reciprocal_rms(x, width, lane, epsilon);
-    for (unsigned i = lane; i < width; i += 32) y[i] = x[i] * r * w[i];
+    for (unsigned i = lane; i < width; i += 32) y[i] = x[i] * r * (w[i] + offset);
 }
 
-// dx = onto + r (dy w - x r^2 mean(dy w x)); the rows' r are kept for the weight's gradient.
+// With w for offset + w, dx = onto + r (dy w - x r^2 mean(dy w x)); the rows' r are kept for the weight's gradient.
 extern "C" __global__ void rms_norm_backward(const float *x, const float *w, const float *dy, const float *onto, float *dx,
-                                             float *reciprocals, unsigned rows, unsigned width, float epsilon,
-                                             unsigned has_onto) {
+                                             float *reciprocals, unsigned rows, unsigned width, float offset,
+                                             float epsilon, unsigned has_onto) {
     unsigned row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
     size_t at = (size_t)row * width;
     float r = reciprocal_rms(x + at, width, lane, epsilon), dot = 0.0f;
-    for (unsigned i = lane; i < width; i += 32) dot += dy[at + i] * w[i] * x[at + i];
+    for (unsigned i = lane; i < width; i += 32) dot += dy[at + i] * (w[i] + offset) * x[at + i];
     float pull = warp_sum(dot) * r * r * r / (float)width;
     for (unsigned i = lane; i < width; i += 32)
-        dx[at + i] = (has_onto ? onto[at + i] : 0.0f) + dy[at + i] * w[i] * r - x[at + i] * pull;
+        dx[at + i] = (has_onto ? onto[at + i] : 0.0f) + dy[at + i] * (w[i] + offset) * r - x[at + i] * pull;
     if (lane == 0) reciprocals[row] = r;
 }
 

@@ -22,7 +22,7 @@ pub use header::{Header, TensorInfo, Value};
 use super::config::{Family, ModelConfig};
 use super::decoder::Decoder;
 use super::parameter::Parameters;
-use super::tensors::{EMBEDDING, FINAL_NORM, HEAD, TensorSpec};
+use super::tensors::{EMBEDDING, HEAD, TensorSpec};
 use crate::error::{Error, Result};
 use crate::kernels::{Precision, Quantised, Weight};
 
@@ -54,7 +54,7 @@ const BLOCK_NAMES: [(&str, &str); 11] = [
 pub fn gguf_name(name: &str) -> Option<String> {
     match name {
         EMBEDDING => return Some("token_embd.weight".into()),
-        FINAL_NORM => return Some("output_norm.weight".into()),
+        "model.norm.weight" => return Some("output_norm.weight".into()),
         HEAD => return Some("output.weight".into()),
         _ => {}
     }

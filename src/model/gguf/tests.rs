@@ -32,8 +32,8 @@ fn metadata(config: &ModelConfig) -> Vec<(String, Written)> {
         size("attention.head_count_kv", config.kv_heads),
         size("attention.key_length", config.head_dim),
         size("rope.dimension_count", config.head_dim),
-        float("rope.freq_base", config.rope_theta),
-        float("attention.layer_norm_rms_epsilon", config.rms_norm_eps),
+        float("rope.freq_base", config.rotations[0].unwrap().theta),
+        float("attention.layer_norm_rms_epsilon", config.norm_eps),
         ("tokenizer.ggml.tokens".into(), Written::Array(tokens)),
     ]
 }
@@ -93,10 +93,13 @@ fn models() -> Vec<PathBuf> {
     let folders = std::fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().path());
     let fits = |folder: &PathBuf| {
         let Ok(config) = ModelConfig::read(folder) else { return false };
-        let plain = config.rope_scaling == RopeScaling::None;
+        let plain = config.rotations.iter().all(|r| r.is_some_and(|r| r.scaling == RopeScaling::None));
         // A llama.cpp file of the llama family has no biases on queries, keys and values alone, and no sliding windows.
         let llama = config.family != Family::Llama || config.qkv_bias == config.output_bias;
-        config.family != Family::Mistral && plain && llama && config.windows.iter().all(Option::is_none)
+        [Family::Llama, Family::Qwen2, Family::Qwen3].contains(&config.family)
+            && plain
+            && llama
+            && config.windows.iter().all(Option::is_none)
     };
     let mut folders: Vec<PathBuf> = folders.filter(fits).collect();
     folders.sort();
@@ -269,7 +272,7 @@ fn llama_3s_frequency_factors_are_recognised_and_others_refused() {
     let plain = RopeScaling::None.inverse_frequencies(theta, head_dim);
     let scaled = llama3.inverse_frequencies(theta, head_dim);
     let factors: Vec<f32> = plain.iter().zip(&scaled).map(|(a, b)| a / b).collect();
-    let read = |factors: &[f32]| super::config::read(&header, Some(factors)).map(|c| c.rope_scaling);
+    let read = |factors: &[f32]| super::config::read(&header, Some(factors)).map(|c| c.rotations[0].unwrap().scaling);
     assert_eq!(read(&factors).unwrap(), llama3);
     assert_eq!(read(&vec![1.0; plain.len()]).unwrap(), RopeScaling::None);
     assert!(read(&vec![1.7; plain.len()]).is_err());

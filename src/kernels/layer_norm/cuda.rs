@@ -1,0 +1,57 @@
+//! [`LayerNorm`] on a GPU.
+
+use candle_core::{Result, Tensor};
+
+use super::LayerNorm;
+use crate::kernels::cuda::{Grid, Module, empty, module};
+use crate::kernels::linear::cuda::add_column_sums;
+
+const MODULE: Module = module!("layer_norm");
+/// Four rows, a warp each.
+const THREADS: usize = 128;
+
+fn rows_and_width(norm: &LayerNorm, x: &Tensor) -> Result<(usize, usize)> {
+    let width = norm.weight.dim(0)?;
+    Ok((x.elem_count() / width, width))
+}
+
+pub(super) fn forward(norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+    let (rows, width) = rows_and_width(norm, x)?;
+    let y = empty(x.shape(), x.device())?;
+    let args = [
+        x.into(),
+        (&norm.weight).into(),
+        (&norm.bias).into(),
+        (&y).into(),
+        rows.into(),
+        width.into(),
+        (norm.epsilon as f32).into(),
+    ];
+    MODULE.launch("layer_norm", Grid::new(rows.div_ceil(THREADS / 32), 1, THREADS as u32), &args)?;
+    Ok(y)
+}
+
+pub(super) fn backward(norm: &LayerNorm, x: &Tensor, dy: &Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
+    let (rows, width) = rows_and_width(norm, x)?;
+    let (dx, products) = (empty(x.shape(), x.device())?, empty((rows, width), x.device())?);
+    let args = [
+        x.into(),
+        (&norm.weight).into(),
+        dy.into(),
+        onto.unwrap_or(x).into(),
+        (&dx).into(),
+        (&products).into(),
+        rows.into(),
+        width.into(),
+        (norm.epsilon as f32).into(),
+        onto.is_some().into(),
+    ];
+    MODULE.launch("layer_norm_backward", Grid::new(rows.div_ceil(THREADS / 32), 1, THREADS as u32), &args)?;
+    if let Some(slot) = &norm.weight_grad {
+        add_column_sums(&products, slot.tensor())?;
+    }
+    if let Some(slot) = &norm.bias_grad {
+        add_column_sums(&dy.reshape((rows, width))?, slot.tensor())?;
+    }
+    Ok(dx)
+}

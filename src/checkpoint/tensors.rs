@@ -13,7 +13,7 @@ use half::bf16;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::kernels::{Weight, with_f32};
+use crate::kernels::{Adapter, Weight, with_f32};
 
 /// How numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub enum Values<'a> {
     Tensor(&'a Tensor),
     /// However it is held; one at a time is unpacked.
     Weight(&'a Weight),
+    /// Merged with its adapter, one at a time.
+    Adapted(&'a Weight, &'a Adapter),
 }
 
 /// One tensor to be written.
@@ -67,7 +69,7 @@ struct Info {
 }
 
 /// Writes `entries`, sorted by name and stored as `dtype`, with the metadata `{"format": "pt"}` that transformers
-/// requires and `metadata` besides. Memory: 64 KiB, and one tensor where they are [`Values::Tensor`] or [`Values::Weight`].
+/// requires and `metadata` besides. Memory: 64 KiB, and one tensor unless they are slices.
 ///
 /// Errors (exit 1): the disk (the path is named); two entries of one name; a shape that does not fit its values.
 pub fn write_safetensors<'a>(
@@ -89,6 +91,7 @@ pub fn write_safetensors<'a>(
             Values::Bf16(values) => write_bf16(&mut file, values, dtype),
             Values::Tensor(tensor) => write_tensor(&mut file, tensor, dtype)?,
             Values::Weight(weight) => write_tensor(&mut file, &weight.values()?, dtype)?,
+            Values::Adapted(weight, adapter) => write_tensor(&mut file, &adapter.merged(&weight.values()?)?, dtype)?,
         };
         written.map_err(unwritable)?;
     }
@@ -108,7 +111,7 @@ fn header(entries: &[Entry], dtype: Dtype, metadata: &BTreeMap<String, String>) 
             Values::F32(values) => values.len(),
             Values::Bf16(values) => values.len(),
             Values::Tensor(tensor) => tensor.elem_count(),
-            Values::Weight(weight) => weight.dims().iter().product(),
+            Values::Weight(weight) | Values::Adapted(weight, _) => weight.dims().iter().product(),
         };
         let Entry { name, shape, .. } = entry;
         if shape.iter().try_fold(1, |n: usize, &d| n.checked_mul(d)) != Some(count) {

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use candle_core::Device;
 
+use crate::checkpoint::Checkpoint;
 use crate::config::objective::divergence;
 use crate::config::plan::{Plan, model_folder};
 use crate::config::{Dtype, Schedule, StudentSource, TeacherConfig, TeacherKind, Word};
@@ -17,7 +18,7 @@ use crate::eval::{EvalReport, evaluate};
 use crate::kernels::Precision;
 use crate::loss::Objective;
 use crate::metrics::Screen;
-use crate::model::{Decoder, Gguf, Keep, ModelConfig};
+use crate::model::{Decoder, Gguf, Keep, ModelConfig, load_weights};
 use crate::student;
 use crate::teacher::{CacheTeacher, LocalTeacher, Teacher};
 use crate::train::{AdamW, AdamWConfig, Decay, Stepper};
@@ -129,7 +130,33 @@ pub fn student(plan: &Plan, teacher: Option<&AnyTeacher>, screen: &Screen) -> Re
             };
             Decoder::new(config, weights, true, device)
         }
+        StudentSource::Lora { from, .. } => adapted(plan, from, None, screen),
     }
+}
+
+/// The student of a checkpoint.
+pub fn resumed_student(plan: &Plan, checkpoint: &Checkpoint, screen: &Screen) -> Result<Decoder> {
+    match &plan.config.student.source {
+        StudentSource::Lora { from, .. } => adapted(plan, from, Some(checkpoint), screen),
+        _ => Decoder::load(checkpoint.dir(), true, &plan.devices.student.device),
+    }
+}
+
+/// The frozen model at `from` with the adapters of a checkpoint, or fresh ones.
+fn adapted(plan: &Plan, from: &Path, checkpoint: Option<&Checkpoint>, screen: &Screen) -> Result<Decoder> {
+    let adaptation =
+        plan.config.student.source.adaptation().ok_or_else(|| Error::run("this student has no adapters"))?;
+    let progress = screen.progress(&format!("loading {}", from.display()), None);
+    let folder = model_folder(from)?;
+    let config = ModelConfig::read(folder)?;
+    let weights = load_weights(folder, &config)?;
+    let adapters = match checkpoint {
+        Some(checkpoint) => student::read_adapters(checkpoint)?,
+        None => student::fresh_adapters(&config, &adaptation, plan.config.seed)?,
+    };
+    let model = Decoder::adapted(config, weights, &adaptation, adapters, &plan.devices.student.device)?;
+    progress.finish();
+    Ok(model)
 }
 
 /// What the config's loss minimises.

@@ -10,7 +10,7 @@ use crate::corpus::{Loader, Row, TextTokenizer};
 use crate::error::Result;
 use crate::kernels::Precision;
 use crate::metrics::Screen;
-use crate::model::ModelConfig;
+use crate::model::{Adaptation, ModelConfig};
 use crate::units::{Bytes, Count, Rounded, Span};
 
 /// The plan, a line each, without loading a model.
@@ -31,12 +31,22 @@ pub fn lines(plan: &Plan) -> Vec<String> {
         StudentSource::Local { path } => format!("{}", path.display()),
         StudentSource::Fresh { config, .. } => format!("fresh from {}", config.display()),
         StudentSource::Pruned { from, layers } => format!("layers {layers:?} of {}", from.display()),
+        StudentSource::Lora { from, .. } => format!("adapters on {}", from.display()),
     };
     let dtype = match config.train.dtype {
         Dtype::Bf16 if Precision::Bf16.is_native() || plan.devices.student.device.is_cuda() => ", multiplied in bf16",
         Dtype::F32 | Dtype::Bf16 => "",
     };
     line("student", format!("{origin}, {}{dtype}", shape(&plan.student)));
+    if let Some(Adaptation { rank, alpha, targets }) = config.student.source.adaptation() {
+        let targets = targets.map_or("every matrix of the blocks".into(), |targets| targets.join(", "));
+        let (learn, all) = (plan.memory.trainable, plan.student.parameters() as f64);
+        let share = 100.0 * learn as f64 / all;
+        line(
+            "adapters",
+            format!("rank {rank}, alpha {alpha} on {targets}: {} parameters learn, {share:.1} %", Rounded(learn)),
+        );
+    }
     if let Some(devices) = plan.devices.describe() {
         line("devices", devices);
     }
@@ -127,10 +137,11 @@ pub fn lines(plan: &Plan) -> Vec<String> {
     line(
         "memory",
         format!(
-            "≈{}: teacher {}, student with gradients and optimizer {}, activations {}",
+            "≈{}: teacher {}, student with gradients and optimizer {} (optimizer alone {}), activations {}",
             Bytes(m.total()),
             Bytes(m.teacher),
             Bytes(m.student),
+            Bytes(m.optimizer),
             Bytes(m.activations)
         ),
     );

@@ -343,7 +343,7 @@ impl Plan {
             Length::Steps(steps) => steps,
             Length::Epochs(epochs) => count(epochs)?,
         };
-        let memory = estimate(&config, models.teacher.as_ref(), &models.student, scan.longest);
+        let memory = estimate(&config, models.teacher.as_ref(), &models.student, scan.longest)?;
         let places = places(&memory, &devices);
         if let Some(place) = places.iter().find(|place| place.there.is_some_and(|there| place.needed / 2 > there)) {
             return Err(Error::input(place.short_of("more than twice the ")));
@@ -447,6 +447,13 @@ impl Models {
                 let whole = findings.keep("student.from", read(from));
                 let cut = whole.and_then(|whole| findings.keep("student.layers", cut(&whole, layers)));
                 (cut, from)
+            }
+            StudentSource::Lora { from, .. } => {
+                let whole = findings.keep("student.from", read(from));
+                if let Some((whole, adaptation)) = whole.as_ref().zip(config.student.source.adaptation()) {
+                    findings.keep("student", adaptation.factors(whole));
+                }
+                (whole, from)
             }
         };
         // A folder that is missing is on the list already, unless only its tokenizer was wanted.

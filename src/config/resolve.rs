@@ -142,15 +142,16 @@ fn student(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option<Studen
 }
 
 fn student_source(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option<StudentSource> {
-    const KINDS: [&str; 3] = ["local", "fresh", "pruned"];
+    const KINDS: [&str; 4] = ["local", "fresh", "pruned", "lora"];
     if !r.has("student.kind") {
-        r.missing("student.kind", "give one of local (path) | fresh (config) | pruned (layers)");
+        r.missing("student.kind", "give one of local (path) | fresh (config) | pruned (layers) | lora (from)");
     }
-    let kind = r.word("student.kind", &KINDS, &["lora"])?;
+    let kind = r.word("student.kind", &KINDS, &[])?;
     let used: &[&str] = match kind {
         "local" => &["path"],
         "fresh" => &["config", "tokenizer"],
-        _ => &["layers", "from"],
+        "pruned" => &["layers", "from"],
+        _ => &["from", "rank", "alpha", "targets"],
     };
     // A key that does nothing would look as if it did something.
     for (key, full) in [
@@ -159,6 +160,9 @@ fn student_source(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option
         ("tokenizer", "student.tokenizer"),
         ("layers", "student.layers"),
         ("from", "student.from"),
+        ("rank", "student.rank"),
+        ("alpha", "student.alpha"),
+        ("targets", "student.targets"),
     ] {
         if r.has(full) && !used.contains(&key) {
             r.refuse(full, format!("is not used by student.kind = {kind:?}, which takes {}", used.join(", ")));
@@ -179,13 +183,20 @@ fn student_source(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option
             let tokenizer = model_or_teacher(r, "student.tokenizer", teacher, "the folder of a tokenizer");
             Some(StudentSource::Fresh { config: config?, tokenizer: tokenizer? })
         }
-        _ => {
+        "pruned" => {
             if !r.has("student.layers") {
                 r.missing("student.layers", "list the layers to keep, for example [0, 2, 4]");
             }
             let layers = r.ascending("student.layers");
             let from = model_or_teacher(r, "student.from", teacher, "the folder of the model to cut");
             Some(StudentSource::Pruned { from: from?, layers: layers? })
+        }
+        _ => {
+            let rank = r.size("student.rank", 1).unwrap_or(16);
+            let alpha = r.float("student.alpha", 32.0, Numbers::Positive);
+            let targets = r.names("student.targets");
+            let from = model_or_teacher(r, "student.from", teacher, "the folder of the model to adapt");
+            Some(StudentSource::Lora { from: from?, rank, alpha, targets })
         }
     }
 }

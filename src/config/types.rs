@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use crate::cache::is_cache;
 use crate::device::{DeviceChoice, Devices};
 use crate::error::Result;
+use crate::model::Adaptation;
 
 /// Declares a kind that is written as one word in the config and on the command line.
 macro_rules! words {
@@ -195,6 +196,27 @@ pub enum StudentSource {
     Fresh { config: PathBuf, tokenizer: PathBuf },
     /// `layers` of `from`, in ascending order.
     Pruned { from: PathBuf, layers: Vec<usize> },
+    /// `from` as it is, with low-rank adapters that alone learn.
+    Lora {
+        from: PathBuf,
+        rank: usize,
+        alpha: f64,
+        /// Names of the blocks' matrices; None: all.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        targets: Option<Vec<String>>,
+    },
+}
+
+impl StudentSource {
+    /// The adapters of a student of kind "lora".
+    pub fn adaptation(&self) -> Option<Adaptation> {
+        match self {
+            Self::Lora { rank, alpha, targets, .. } => {
+                Some(Adaptation { rank: *rank, alpha: *alpha, targets: targets.clone() })
+            }
+            Self::Local { .. } | Self::Fresh { .. } | Self::Pruned { .. } => None,
+        }
+    }
 }
 
 /// How a conversation becomes text.

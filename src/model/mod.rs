@@ -1,5 +1,6 @@
 //! One trainable decoder for all Llama-like families, and the folders it is read from.
 
+mod adapters;
 mod block;
 mod config;
 mod decoder;
@@ -13,12 +14,13 @@ mod weights;
 
 use std::path::Path;
 
+pub use adapters::{Adaptation, Factors};
 pub use config::{Family, ModelConfig};
 pub use decoder::{Decoder, Keep, Trace};
 pub use generate::{Finish, GenerateOptions, generate};
 pub use gguf::Gguf;
 pub use kv_cache::KvCache;
-pub use parameter::{Parameter, Parameters};
+pub use parameter::{LowRank, Parameter, Parameters};
 pub use rope::RopeScaling;
 pub use tensors::TensorSpec;
 use weights::load_frozen as load_frozen_weights;

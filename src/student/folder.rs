@@ -10,7 +10,7 @@ use crate::checkpoint::{Dtype, Entry, Values, layout, write_safetensors};
 use crate::corpus::TextTokenizer;
 use crate::error::{Error, Result};
 use crate::kernels::Weight;
-use crate::model::Decoder;
+use crate::model::{Decoder, Parameter};
 
 /// What stands beside the weights: the tokenizer's files and the generation defaults. Held in memory, so that a source
 /// folder that goes away during a run takes nothing with it.
@@ -50,7 +50,7 @@ impl Companions {
 }
 
 /// Writes config.json, model.safetensors and the companions into the existing folder `dir`. Weights that are packed or
-/// quantised are unpacked one at a time.
+/// quantised are unpacked one at a time, and those with an adapter are merged with it.
 ///
 /// Errors (exit 1): the disk.
 pub fn write_model(dir: &Path, model: &Decoder, companions: &Companions, dtype: Dtype) -> Result<()> {
@@ -66,11 +66,14 @@ pub fn write_model(dir: &Path, model: &Decoder, companions: &Companions, dtype: 
     for (name, content) in &companions.0 {
         write(name, content)?;
     }
-    let parameters: Vec<_> = model.parameters().iter().map(|p| (p.spec(), &p.weight)).collect();
-    let entries = parameters.iter().map(|(spec, weight)| {
-        let values = match weight {
-            Weight::Dense(tensor) => Values::Tensor(tensor),
-            other => Values::Weight(other),
+    let with_adapter = |p: &Parameter| p.adapter.as_ref().map(|adapter| adapter.layer()).transpose();
+    let parameters = model.parameters().iter().map(|p| Ok((p.spec(), &p.weight, with_adapter(p)?)));
+    let parameters = parameters.collect::<Result<Vec<_>>>()?;
+    let entries = parameters.iter().map(|(spec, weight, adapter)| {
+        let values = match (weight, adapter) {
+            (weight, Some(adapter)) => Values::Adapted(weight, adapter),
+            (Weight::Dense(tensor), None) => Values::Tensor(tensor),
+            (other, None) => Values::Weight(other),
         };
         Entry { name: &spec.name, shape: &spec.shape, values }
     });

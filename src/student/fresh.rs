@@ -29,7 +29,8 @@ pub fn fresh_weights(config: &ModelConfig, seed: u64) -> Result<Weights> {
         .collect()
 }
 
-fn tensor_seed(seed: u64, name: &str) -> [u8; 32] {
+/// The random numbers of one tensor.
+pub(super) fn tensor_seed(seed: u64, name: &str) -> [u8; 32] {
     Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize().into()
 }
 

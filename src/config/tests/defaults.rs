@@ -173,7 +173,9 @@ fn what_is_saved_is_read_back_as_the_same_config() {
             vec![],
         ),
     ];
-    for (text, set) in kinds {
+    let lora = LEAST.replace("kind = \"local\"\npath = \"student\"", "kind = \"lora\"\nrank = 3\nalpha = 1.5");
+    let adapted = [(&lora[..], vec![]), (&lora[..], vec!["student.targets=[\"q_proj\", \"c_attn\"]"])];
+    for (text, set) in kinds.into_iter().chain(adapted) {
         let place = Place::with(text);
         let config = place.load(&set).unwrap();
         let file = place.path("saved.toml");
@@ -191,6 +193,7 @@ fn the_schema_lists_exactly_the_keys_that_are_read() {
     let mut texts: Vec<String> = others.iter().map(|kind| {
         format!("[teacher]\npath=\"t\"\n[student]\nkind=\"{kind}\n[data]\ntrain=\"d\"\n[output]\ndir=\"o\"\n[train]\nepochs=2")
     }).collect();
+    texts.push(LEAST.replace("kind = \"local\"\npath = \"student\"", "kind = \"lora\"\ntargets = [\"q_proj\"]"));
     texts.push(FULL.to_owned());
     texts.push(format!("{LEAST}[cache]\n"));
     texts.extend(["jsd", "skew_kl"].map(|kind| format!("{LEAST}[loss]\nkind = \"{kind}\"\n")));

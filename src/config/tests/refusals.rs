@@ -77,18 +77,35 @@ fn an_unknown_key_is_refused_at_every_level_with_a_suggestion() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_and_what_is_there_is_named() {
-    for set in [
-        "teacher.kind=api",
-        "student.kind=lora",
-        "student.rank=8",
-        "student.alpha=8",
-        "student.targets=[]",
-        "loss.tail=bucket",
-        "rollout.fraction=1",
-    ] {
+    for set in ["teacher.kind=api", "loss.tail=bucket", "rollout.fraction=1"] {
         let text = problem(LEAST, &[set]);
         assert!(text.contains("is not available in this version; available"), "{text}");
     }
+}
+
+#[test]
+fn adapters_belong_to_lora_and_their_numbers_are_checked() {
+    for set in ["student.rank=8", "student.alpha=8", "student.targets=[\"q_proj\"]"] {
+        assert!(problem(LEAST, &[set]).contains("is not used by student.kind = \"local\""));
+    }
+    let lora = LEAST.replace("kind = \"local\"\npath = \"student\"", "kind = \"lora\"");
+    let source = load_text(&lora, &[]).unwrap().student.source;
+    let StudentSource::Lora { from, rank: 16, alpha: 32.0, targets: None } = source else { panic!("{source:?}") };
+    assert!(from.ends_with("teacher"));
+    for (set, says) in [
+        ("student.rank=0", "student.rank = 0: allowed: an integer ≥ 1"),
+        ("student.alpha=0", "student.alpha = 0: allowed: a finite number > 0"),
+        ("student.targets=[]", "allowed: at least one name"),
+        ("student.targets=\"q_proj\"", "is a string, wanted a list of strings"),
+        ("student.targets=[\"q_proj\", 1]", "student.targets[1] = 1 is an integer, wanted a string"),
+        ("student.targets=[\"q_proj\", \"q_proj\"]", "student.targets[1] = \"q_proj\": allowed: each name once"),
+        ("student.layers=[1]", "is not used by student.kind = \"lora\", which takes from, rank, alpha, targets"),
+    ] {
+        let text = problem(&lora, &[set]);
+        assert!(text.contains(says), "{text}");
+    }
+    let gguf = lora.replace("path = \"teacher\"", "kind = \"gguf\"\npath = \"t.gguf\"");
+    assert!(problem(&gguf, &[]).contains("student.from is missing: a GGUF teacher's quantised weights cannot learn"));
 }
 
 #[test]

@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use candle_core::Device;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{self, Checkpoint};
 use crate::config::objective::divergence;
 use crate::config::plan::{Plan, model_folder};
-use crate::config::{Dtype, Schedule, StudentSource, TeacherConfig, TeacherKind, Word};
+use crate::config::{Dtype, Layers, RunConfig, Schedule, StudentSource, TeacherConfig, TeacherKind, Word};
 use crate::corpus::{Batch, Row};
 use crate::device::{Devices, allow_tf32};
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ use crate::eval::{EvalReport, evaluate};
 use crate::kernels::Precision;
 use crate::loss::Objective;
 use crate::metrics::Screen;
-use crate::model::{Decoder, Gguf, Keep, ModelConfig, load_weights};
+use crate::model::{Decoder, Gguf, Keep, ModelConfig, Weights, load_weights};
 use crate::student;
 use crate::teacher::{CacheTeacher, LocalTeacher, Teacher};
 use crate::train::{AdamW, AdamWConfig, Decay, Stepper};
@@ -101,62 +101,85 @@ pub fn precision(dtype: Dtype) -> Precision {
     }
 }
 
+/// How a config's dtype is stored.
+pub fn stored(dtype: Dtype) -> checkpoint::Dtype {
+    match dtype {
+        Dtype::F32 => checkpoint::Dtype::F32,
+        Dtype::Bf16 => checkpoint::Dtype::Bf16,
+    }
+}
+
 /// The student of a plan as it is before the first step.
 pub fn student(plan: &Plan, teacher: Option<&AnyTeacher>, screen: &Screen) -> Result<Decoder> {
-    let teacher = teacher.and_then(AnyTeacher::live);
-    let device = &plan.devices.student.device;
-    match &plan.config.student.source {
-        StudentSource::Local { path } => load_model(path, true, device, screen),
-        StudentSource::Fresh { config, .. } => {
-            let config = ModelConfig::read(config)?;
-            let weights = student::fresh_weights(&config, plan.config.seed)?;
-            Decoder::new(config, weights, true, device)
+    if plan.config.student.source.adaptation().is_some() {
+        return adapted(plan, None, screen);
+    }
+    let (config, weights) = first_weights(&plan.config, teacher, screen)?;
+    Decoder::new(config, weights, true, &plan.devices.student.device)
+}
+
+/// Shape and weights of a config's student before the first step, without adapters.
+pub fn first_weights(
+    config: &RunConfig,
+    teacher: Option<&AnyTeacher>,
+    screen: &Screen,
+) -> Result<(ModelConfig, Weights)> {
+    let loading = |path: &Path| screen.progress(&format!("loading {}", path.display()), None);
+    match &config.student.source {
+        StudentSource::Local { path } | StudentSource::Lora { from: path, .. } => {
+            let progress = loading(path);
+            let folder = model_folder(path)?;
+            let shape = ModelConfig::read(folder)?;
+            let weights = load_weights(folder, &shape)?;
+            progress.finish();
+            Ok((shape, weights))
         }
-        StudentSource::Pruned { from, layers } => {
+        StudentSource::Fresh { config: shape, .. } => {
+            let shape = ModelConfig::read(shape)?;
+            let weights = student::fresh_weights(&shape, config.seed)?;
+            Ok((shape, weights))
+        }
+        StudentSource::Pruned { layers: Layers::Auto { .. }, .. } => {
+            Err(Error::run("the layers of the student have not been chosen"))
+        }
+        StudentSource::Pruned { from, layers: Layers::These(layers) } => {
             // A teacher held in f32 lends its own weights; otherwise the folder is read.
             let lends = |teacher: &TeacherConfig| {
                 teacher.kind == TeacherKind::Local && teacher.path == *from && teacher.dtype == Dtype::F32
             };
-            let (config, weights) = match teacher {
-                Some(teacher) if plan.config.teacher.as_ref().is_some_and(lends) => {
-                    student::pruned(teacher.decoder(), layers)?
+            match teacher.and_then(AnyTeacher::live) {
+                Some(teacher) if config.teacher.as_ref().is_some_and(lends) => {
+                    student::pruned(teacher.decoder(), layers)
                 }
                 _ => {
                     let progress = screen.progress(&format!("loading layers of {}", from.display()), None);
                     let pruned = student::pruned_folder(model_folder(from)?, layers)?;
                     progress.finish();
-                    pruned
+                    Ok(pruned)
                 }
-            };
-            Decoder::new(config, weights, true, device)
+            }
         }
-        StudentSource::Lora { from, .. } => adapted(plan, from, None, screen),
     }
 }
 
 /// The student of a checkpoint.
 pub fn resumed_student(plan: &Plan, checkpoint: &Checkpoint, screen: &Screen) -> Result<Decoder> {
     match &plan.config.student.source {
-        StudentSource::Lora { from, .. } => adapted(plan, from, Some(checkpoint), screen),
+        StudentSource::Lora { .. } => adapted(plan, Some(checkpoint), screen),
         _ => Decoder::load(checkpoint.dir(), true, &plan.devices.student.device),
     }
 }
 
-/// The frozen model at `from` with the adapters of a checkpoint, or fresh ones.
-fn adapted(plan: &Plan, from: &Path, checkpoint: Option<&Checkpoint>, screen: &Screen) -> Result<Decoder> {
+/// The frozen model of a student of kind "lora" with the adapters of a checkpoint, or fresh ones.
+fn adapted(plan: &Plan, checkpoint: Option<&Checkpoint>, screen: &Screen) -> Result<Decoder> {
     let adaptation =
         plan.config.student.source.adaptation().ok_or_else(|| Error::run("this student has no adapters"))?;
-    let progress = screen.progress(&format!("loading {}", from.display()), None);
-    let folder = model_folder(from)?;
-    let config = ModelConfig::read(folder)?;
-    let weights = load_weights(folder, &config)?;
+    let (config, weights) = first_weights(&plan.config, None, screen)?;
     let adapters = match checkpoint {
         Some(checkpoint) => student::read_adapters(checkpoint)?,
         None => student::fresh_adapters(&config, &adaptation, plan.config.seed)?,
     };
-    let model = Decoder::adapted(config, weights, &adaptation, adapters, &plan.devices.student.device)?;
-    progress.finish();
-    Ok(model)
+    Decoder::adapted(config, weights, &adaptation, adapters, &plan.devices.student.device)
 }
 
 /// What the config's loss minimises.
@@ -212,7 +235,7 @@ pub fn schedule(plan: &Plan) -> crate::train::Schedule {
 }
 
 /// Rows in batches of about this many tokens: enough to keep the products busy.
-const EVAL_TOKENS: usize = 2048;
+pub const EVAL_TOKENS: usize = 2048;
 
 /// Evaluates on `rows` with a progress bar. None when `interrupted` was raised meanwhile.
 pub fn evaluate_rows(

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::build::{self, AnyTeacher};
 use crate::cache::Reader;
 use crate::config::plan::Plan;
-use crate::config::{Dtype, LossKind, StudentSource, Word};
+use crate::config::{Dtype, Layers, LossKind, StudentSource, Word};
 use crate::corpus::{Loader, Row, TextTokenizer};
 use crate::error::Result;
 use crate::kernels::Precision;
@@ -30,7 +30,12 @@ pub fn lines(plan: &Plan) -> Vec<String> {
     let origin = match &config.student.source {
         StudentSource::Local { path } => format!("{}", path.display()),
         StudentSource::Fresh { config, .. } => format!("fresh from {}", config.display()),
-        StudentSource::Pruned { from, layers } => format!("layers {layers:?} of {}", from.display()),
+        StudentSource::Pruned { from, layers: Layers::These(layers) } => {
+            format!("layers {layers:?} of {}", from.display())
+        }
+        StudentSource::Pruned { from, layers: Layers::Auto { count, rows } } => {
+            format!("{count} layers of {}, chosen on {rows} rows when training starts (not here)", from.display())
+        }
         StudentSource::Lora { from, .. } => format!("adapters on {}", from.display()),
     };
     let dtype = match config.train.dtype {
@@ -187,8 +192,13 @@ const SHOWN_ROWS: usize = 2;
 const TIMED_STEPS: u64 = 3;
 
 /// The plan with the first rows and, from three timed steps on copies of the models, how long the run will take.
-pub fn with_estimate(plan: &Plan, screen: &Screen) -> Result<String> {
-    let mut out = lines(plan).join("\n") + "\n";
+///
+/// A search for layers is left out: the steps are timed on the first ones, and the time is without it.
+pub fn with_estimate(mut plan: Plan, screen: &Screen) -> Result<String> {
+    let mut out = lines(&plan).join("\n") + "\n";
+    let search = if plan.config.student.search().is_some() { ", nor the search for layers" } else { "" };
+    plan.stand_in()?;
+    let plan = &plan;
     plan.notices.iter().for_each(|n| out += &format!("{}\n", n.line()));
     let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
     if let Some(step) = loader.next_step(SHOWN_ROWS, false)? {
@@ -198,7 +208,7 @@ pub fn with_estimate(plan: &Plan, screen: &Screen) -> Result<String> {
     }
     let per_step = time_steps(plan, screen)?;
     out += &format!(
-        "\ntime       ≈{} for {} steps ({} a step, median of {TIMED_STEPS}), evaluations and saving not counted\n",
+        "\ntime       ≈{} for {} steps ({} a step, median of {TIMED_STEPS}), evaluations and saving{search} not counted\n",
         Span(per_step.mul_f64(plan.total_steps as f64)),
         Count(plan.total_steps),
         Span(per_step)

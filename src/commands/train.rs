@@ -8,7 +8,7 @@ use serde_json::json;
 use super::build::AnyTeacher;
 use super::cache::{self, write_through};
 use super::start::{Origin, Start};
-use super::{Outcome, build, fingerprints, out, show_plan, signals};
+use super::{Outcome, build, choose, fingerprints, out, show_plan, signals};
 use crate::checkpoint::{Dtype, Store, atomic, layout};
 use crate::cli::TrainArgs;
 use crate::config::plan::Plan;
@@ -16,7 +16,7 @@ use crate::config::{self, Dtype as OutputDtype};
 use crate::corpus::{Loader, ReadAhead, Rejections, StepShape};
 use crate::device::{Devices, Opened, gpu_peak};
 use crate::error::{Error, Result};
-use crate::eval::EvalReport;
+use crate::eval::{Cuts, EvalReport};
 use crate::kernels::Simd;
 use crate::metrics::{self, Console, Event, Jsonl, Screen, Sink, Sinks};
 use crate::model::Decoder;
@@ -38,27 +38,56 @@ const HELD_OUT_DISK: u64 = 1 << 30;
 
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let screen = Screen::stderr();
-    let config = config::load(&args.config, &args.set, args.output.as_deref())?;
+    let mut config = config::load(&args.config, &args.set, args.output.as_deref())?;
     let devices = config.devices(args.device.choice)?;
     if args.dry_run {
         let plan = Plan::new(config, devices, &screen)?;
-        out::write(&show_plan::with_estimate(&plan, &screen)?)?;
+        out::write(&show_plan::with_estimate(plan, &screen)?)?;
         return Ok(Outcome::Done);
     }
     let interrupted = signals::watch("step", &screen)?;
-    let start = Start::find(args.resume.as_ref(), &config.output.dir, &config, &screen)?;
-    let plan = Plan::new(config, devices, &screen)?;
+    let dir = config.output.dir.clone();
+    let start = Start::find(args.resume.as_ref(), &dir, &mut config, &screen)?;
+    let mut plan = Plan::new(config, devices, &screen)?;
     show_plan::lines(&plan).iter().for_each(|line| screen.line(line));
+    let memory = plan.memory.total();
     let short = |error: Error| match error.is_out_of_memory() {
-        true => error.context(format!("the plan's estimate was {}", Bytes(plan.memory.total()))),
+        true => error.context(format!("the plan's estimate was {}", Bytes(memory))),
         false => error,
     };
-    let session = Session::open(&plan, &start, &screen, args.stop_after, &interrupted).map_err(short)?;
-    if interrupted.load(Ordering::Relaxed) {
+    let searched = match plan.config.student.search() {
+        Some(_) => Some(choose_layers(&mut plan, &interrupted, &screen).map_err(short)?),
+        None => None,
+    };
+    let stopped = || {
         screen.line("stopped before anything was trained");
-        return Ok(Outcome::Stopped);
+        Ok(Outcome::Stopped)
+    };
+    if interrupted.load(Ordering::Relaxed) {
+        return stopped();
+    }
+    let session = Session::open(&plan, &start, &screen, args.stop_after, &interrupted, searched).map_err(short)?;
+    if interrupted.load(Ordering::Relaxed) {
+        return stopped();
     }
     session.run().map_err(short)
+}
+
+/// A teacher that was asked which of its layers to keep, and teaches afterwards; what it said, unless it was interrupted.
+type Searched = (AnyTeacher, Option<Cuts>);
+
+/// Replaces `student.layers = "auto"` in the plan.
+fn choose_layers(plan: &mut Plan, interrupted: &AtomicBool, screen: &Screen) -> Result<Searched> {
+    let missing = || Error::run("there is no live teacher to choose layers of");
+    let teacher = build::teacher(plan, screen)?.ok_or_else(missing)?;
+    let data = (plan.train.clone(), plan.encoder.clone());
+    let live = teacher.live().ok_or_else(missing)?;
+    let cuts = choose::layers(&plan.config, live, data, interrupted, screen)?;
+    if let Some(cuts) = &cuts {
+        choose::table(cuts).iter().for_each(|line| screen.line(line));
+        plan.choose(cuts.layers.clone())?;
+    }
+    Ok((teacher, cuts))
 }
 
 /// Everything a run needs, checked and loaded; the run's folder is not touched yet.
@@ -72,6 +101,8 @@ struct Session<'a> {
     student: Decoder,
     companions: Companions,
     state: TrainState,
+    /// What the choice of layers rests on, where this session made it.
+    cuts: Option<Cuts>,
 }
 
 impl<'a> Session<'a> {
@@ -81,6 +112,7 @@ impl<'a> Session<'a> {
         screen: &'a Screen,
         stop_after: Option<u64>,
         interrupted: &'a AtomicBool,
+        searched: Option<Searched>,
     ) -> Result<Self> {
         let companions = Companions::of(plan.encoder.tokenizer())?;
         let fingerprints = fingerprints::of(plan, &companions)?;
@@ -92,12 +124,15 @@ impl<'a> Session<'a> {
                 state
             }
         };
-        let teacher = build::teacher(plan, screen)?;
+        let (teacher, cuts) = match searched {
+            Some((teacher, cuts)) => (Some(teacher), cuts),
+            None => (build::teacher(plan, screen)?, None),
+        };
         let student = match start {
             Start::Fresh => build::student(plan, teacher.as_ref(), screen)?,
             Start::From(origin) => build::resumed_student(plan, &origin.checkpoint, screen)?,
         };
-        Ok(Self { plan, start, screen, interrupted, stop_after, teacher, student, companions, state })
+        Ok(Self { plan, start, screen, interrupted, stop_after, teacher, student, companions, state, cuts })
     }
 
     /// Opens the run's folder for writing, as it has to be at the state's step: nothing of a later one counts any more.
@@ -114,6 +149,10 @@ impl<'a> Session<'a> {
             }
         };
         config::save(&self.plan.config, &run_dir.join(CONFIG))?;
+        if let Some(cuts) = &self.cuts {
+            let text = serde_json::to_vec_pretty(cuts).map_err(|e| Error::run(e.to_string()))?;
+            atomic::write_file(&run_dir.join(choose::RECORD), &text)?;
+        }
         let console = Console::new(self.screen.clone(), step, self.plan.total_steps);
         let mut sinks = Sinks(vec![Box::new(jsonl), Box::new(console)]);
         if let Start::Fresh = self.start {
@@ -284,10 +323,7 @@ impl<'a> Session<'a> {
         summary: &mut Summary,
     ) -> Result<Option<Option<EvalReport>>> {
         let folder = student_folder(self.plan);
-        let dtype = match self.plan.config.output.dtype {
-            OutputDtype::F32 => Dtype::F32,
-            OutputDtype::Bf16 => Dtype::Bf16,
-        };
+        let dtype = build::stored(self.plan.config.output.dtype);
         atomic::write_folder(&folder, |dir| write_model(dir, &self.student, &self.companions, dtype))?;
         let saved = Decoder::load(&folder, false, &self.plan.devices.student.device)?;
         let report = self.evaluate(&saved, critic)?;
@@ -319,7 +355,7 @@ impl<'a> Session<'a> {
 
     /// Removes what a run without a step has written, so that its folder counts as empty. Best effort: it only tidies.
     fn leave_no_trace(&self, run_dir: &Path) {
-        for name in [layout::METRICS, CONFIG, "summary.json", REJECTED, CURVES] {
+        for name in [layout::METRICS, CONFIG, "summary.json", REJECTED, CURVES, choose::RECORD] {
             let _ = std::fs::remove_file(run_dir.join(name));
         }
         if writes_through(self.plan) {

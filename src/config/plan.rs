@@ -377,6 +377,20 @@ impl Plan {
         LoadOrder { seed: self.config.seed, shuffle: self.config.data.shuffle, epochs }
     }
 
+    /// Takes the layers that a search has chosen of the teacher's.
+    pub fn choose(&mut self, layers: Vec<usize>) -> Result<()> {
+        if let Some(whole) = &self.teacher {
+            self.student = cut(whole, &Layers::These(layers.clone()))?;
+        }
+        self.config.student.choose(layers);
+        Ok(())
+    }
+
+    /// Takes the first layers where they are to be chosen: for timing, to which it makes no difference.
+    pub fn stand_in(&mut self) -> Result<()> {
+        self.config.student.search().map_or(Ok(()), |(count, _)| self.choose((0..count).collect()))
+    }
+
     /// Legal, but likely not what was meant.
     fn look_for_trouble(&mut self) {
         let dtypes = (self.config.teacher_dtype(), self.config.train.dtype);
@@ -424,14 +438,24 @@ impl Plan {
 }
 
 /// The models' shapes and the tokenizer they share.
-struct Models {
+pub struct Models {
     teacher: Option<ModelConfig>,
     cache: Option<Arc<Reader>>,
     student: ModelConfig,
-    tokenizer: Arc<TextTokenizer>,
+    pub tokenizer: Arc<TextTokenizer>,
 }
 
 impl Models {
+    /// Those that `config` names, without its data.
+    ///
+    /// # Errors
+    /// An input error with every problem on a line of its own.
+    pub fn of(config: &RunConfig) -> Result<Self> {
+        let mut findings = Findings::default();
+        let models = Self::check(config, &mut findings);
+        findings.done(models)
+    }
+
     fn check(config: &RunConfig, findings: &mut Findings) -> Option<Self> {
         let read = |path: &Path| ModelConfig::read(model_folder(path)?);
         let teacher = config.teacher.as_ref();
@@ -477,7 +501,18 @@ impl Models {
     }
 }
 
-fn cut(whole: &ModelConfig, layers: &[usize]) -> Result<ModelConfig> {
+/// The shape of a cut; of one whose layers are to be chosen, that of the first ones.
+fn cut(whole: &ModelConfig, layers: &Layers) -> Result<ModelConfig> {
+    let layers = match layers {
+        Layers::These(layers) => layers,
+        Layers::Auto { count, .. } if *count <= whole.layers => &(0..*count).collect(),
+        Layers::Auto { count, .. } => {
+            return Err(Error::input(format!(
+                "student.count = {count}, but the model it is cut from has {} layers",
+                whole.layers
+            )));
+        }
+    };
     match layers.iter().find(|&&i| i >= whole.layers) {
         None => Ok(whole.with_layers(layers)),
         Some(beyond) => Err(Error::input(format!(

@@ -245,6 +245,10 @@ impl<'a> Reader<'a> {
         Some(paths)
     }
 
+    pub fn is_text(&self, key: &str) -> bool {
+        matches!(self.node(key), Some(Node { value: Value::String(_), .. }))
+    }
+
     /// A list of distinct names.
     pub fn names(&mut self, key: &str) -> Option<Vec<String>> {
         let node = self.node(key)?;

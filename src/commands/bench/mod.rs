@@ -67,9 +67,10 @@ struct Operations {
 
 /// A run's own first steps.
 fn of_config(file: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
-    let config = config::load_to_read(file)?;
+    let config = config::load_to_read(file, &[])?;
     let devices = config.devices(args.device.choice)?;
-    let plan = Plan::new(config, devices, screen)?;
+    let mut plan = Plan::new(config, devices, screen)?;
+    plan.stand_in()?;
     plan.notices.iter().for_each(|notice| screen.line(&notice.line()));
     let teacher = build::teacher(&plan, screen)?;
     let student = build::student(&plan, teacher.as_ref(), screen)?;

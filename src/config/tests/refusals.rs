@@ -109,6 +109,28 @@ fn adapters_belong_to_lora_and_their_numbers_are_checked() {
 }
 
 #[test]
+fn layers_are_chosen_of_a_live_teacher_alone_and_with_their_number() {
+    let pruned =
+        |lines: &str| LEAST.replace("kind = \"local\"\npath = \"student\"", &format!("kind = \"pruned\"\n{lines}"));
+    let auto = pruned("layers = \"auto\"\ncount = 2");
+    assert_eq!(load_text(&auto, &[]).unwrap().student.search(), Some((2, 64)));
+    assert_eq!(load_text(&auto, &["student.rows=9"]).unwrap().student.search(), Some((2, 9)));
+    assert!(problem(&pruned("layers = \"auto\""), &[]).contains("student.count is missing: say how many layers"));
+    assert!(problem(&pruned("layers = \"best\""), &[]).contains("allowed: a list of layers, or \"auto\""));
+    assert!(problem(&auto, &["student.count=0"]).contains("student.count = 0: allowed: an integer ≥ 1"));
+    for set in ["student.count=2", "student.rows=9"] {
+        let said = problem(&pruned("layers = [0]"), &[set]);
+        assert!(said.contains("is for student.layers = \"auto\" alone"), "{said}");
+    }
+    for (set, other) in
+        [("student.from=x", &auto), ("teacher.path=t.gguf", &auto.replace("[teacher]", "[teacher]\nkind = \"gguf\""))]
+    {
+        let said = problem(other, &[set, "student.from=x"]);
+        assert!(said.contains("the [teacher] has to be the model that is cut"), "{said}");
+    }
+}
+
+#[test]
 fn a_wrong_type_names_what_was_found_and_what_is_wanted() {
     for (set, says) in [
         ("seed=1.5", "seed = 1.5 is a float, wanted an integer"),

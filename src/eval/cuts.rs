@@ -1,0 +1,115 @@
+//! Which layers a model can best do without: a greedy search by what leaving each one out does to what the model says.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::corpus::Batch;
+use crate::error::{Error, Result};
+use crate::kernels::Weight;
+use crate::loss::{ChunkedLogits, Divergence, ForwardKl, LogitRow};
+use crate::model::Decoder;
+
+/// One step of the search.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cut {
+    /// Layers that are left after it.
+    pub left: usize,
+    /// The layer that went, by its number in the whole model.
+    pub removed: usize,
+    /// Mean KL(whole ‖ cut) over the targets, in nats.
+    pub kl: f64,
+}
+
+/// What the search found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cuts {
+    /// The layers to keep, ascending.
+    pub layers: Vec<usize>,
+    pub rows: usize,
+    pub targets: usize,
+    pub cuts: Vec<Cut>,
+}
+
+/// A candidate that costs this many times the cheapest one after this share of the targets will not overtake it.
+const HOPELESS: f64 = 2.0;
+const SHARE: f64 = 0.25;
+
+/// Leaves out layers of `model` until `count` are left, each time the one without which the model, less those that are gone,
+/// is nearest to itself as a whole. The states before a layer are shared by all candidates behind it, so that only tails run.
+///
+/// `advance` is told of candidates that are done with a batch, of [`work`] in all; it returns false to stop, and then None comes back.
+pub fn choose_layers(
+    model: &Decoder,
+    batches: &[Batch],
+    count: usize,
+    mut advance: impl FnMut(u64) -> bool,
+) -> Result<Option<Cuts>> {
+    let targets: usize = batches.iter().map(Batch::valid_tokens).sum();
+    if targets == 0 {
+        return Err(Error::input("there is no target token to choose the layers by"));
+    }
+    let whole = batches.iter().map(|batch| model.hidden(batch)).collect::<Result<Vec<_>>>()?;
+    let mut layers: Vec<usize> = (0..model.config().layers).collect();
+    let mut cuts = vec![];
+    while layers.len() > count.max(1) {
+        // Σ KL of each candidate; None: not run to the end.
+        let mut sums: Vec<Option<f64>> = vec![Some(0.0); layers.len()];
+        let mut seen = 0;
+        for (batch, whole) in batches.iter().zip(&whole) {
+            let passage = model.passage(batch)?;
+            let inputs = passage.inputs(&batch.tokens, &layers)?;
+            let mut running: Vec<(&mut f64, Tensor)> = vec![];
+            for (i, sum) in sums.iter_mut().enumerate() {
+                if let Some(sum) = sum {
+                    running.push((sum, passage.finish(&inputs[i], &layers[i + 1..])?));
+                }
+                if !advance(1) {
+                    return Ok(None);
+                }
+            }
+            drop(inputs);
+            add_divergences(&model.head()?.weight, whole, &mut running)?;
+            seen += batch.valid_tokens();
+            if seen as f64 >= SHARE * targets as f64 {
+                let least = sums.iter().flatten().fold(f64::INFINITY, |a, &b| a.min(b));
+                sums.iter_mut().for_each(|sum| *sum = sum.filter(|sum| *sum <= HOPELESS * least));
+            }
+        }
+        let finished = sums.iter().enumerate().filter_map(|(i, sum)| Some((i, (*sum)?)));
+        let Some((cheapest, sum)) = finished.min_by(|a, b| a.1.total_cmp(&b.1)) else {
+            return Err(Error::run(format!("with {} layers left the KL is not a number", layers.len() - 1)));
+        };
+        let removed = layers.remove(cheapest);
+        cuts.push(Cut { left: layers.len(), removed, kl: sum / targets as f64 });
+    }
+    let rows = batches.iter().map(|batch| batch.rows.len()).sum();
+    Ok(Some(Cuts { layers, rows, targets, cuts }))
+}
+
+/// What the search of `count` of `layers` layers advances by on so many batches.
+pub fn work(layers: usize, count: usize, batches: usize) -> u64 {
+    ((count.max(1) + 1)..=layers).map(|n| (n * batches) as u64).sum()
+}
+
+/// Adds Σ KL(whole ‖ cut) over a batch's targets to each candidate's sum, given the final states `[N, D]` of both.
+fn add_divergences(head: &Weight, whole: &Tensor, cut: &mut [(&mut f64, Tensor)]) -> Result<()> {
+    let (targets, vocab) = (whole.dim(0)?, head.dims()[0]);
+    let chunk = ChunkedLogits::rows_per_chunk(vocab);
+    let (mut p, mut q) = (vec![], vec![]);
+    for from in (0..targets).step_by(chunk) {
+        let n = chunk.min(targets - from);
+        p.resize(n * vocab, 0.0);
+        q.resize(n * vocab, 0.0);
+        head.write_logits(&whole.narrow(0, from, n)?, &mut p)?;
+        let p: Vec<LogitRow> = p.par_chunks_exact(vocab).map(|row| LogitRow::new(row, 1.0)).collect();
+        for (sum, states) in cut.iter_mut() {
+            head.write_logits(&states.narrow(0, from, n)?, &mut q)?;
+            let rows = q.par_chunks_exact(vocab).zip(&p);
+            let each: Vec<f64> = rows.map(|(q, p)| ForwardKl.row(*p, LogitRow::new(q, 1.0), None)).collect();
+            // In order: a sum of threads' sums would depend on them.
+            **sum += each.iter().sum::<f64>();
+        }
+    }
+    Ok(())
+}

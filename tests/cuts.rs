@@ -83,10 +83,8 @@ fn a_search_that_is_told_to_stop_gives_nothing_and_one_that_keeps_all_layers_cos
 fn bench(student: &str) -> Bench {
     let bench = Bench::new();
     bench.write("teacher.json", model_config(5, 32));
-    let common = format!(
-        "[data]\ntrain = \"train.jsonl\"\neval = \"held_out.jsonl\"\nmax_length = 48\nchat_template = \"none\"\n\
-         [eval]\nevery_steps = 4\n[checkpoint]\nevery_steps = 3\n[train]\nbatch_size = 4\nlearning_rate = 5e-3\n"
-    );
+    let common = "[data]\ntrain = \"train.jsonl\"\neval = \"held_out.jsonl\"\nmax_length = 48\nchat_template = \"none\"\n\
+         [eval]\nevery_steps = 4\n[checkpoint]\nevery_steps = 3\n[train]\nbatch_size = 4\nlearning_rate = 5e-3\n";
     let fresh = format!(
         "[student]\nkind = \"fresh\"\nconfig = \"teacher.json\"\ntokenizer = '{}'\n",
         common::tokenizer().display()

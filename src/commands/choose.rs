@@ -34,7 +34,9 @@ pub fn layers(
         progress.advance(n);
         !interrupted.load(Ordering::Relaxed)
     })?;
-    progress.finish();
+    if cuts.is_some() {
+        progress.finish();
+    }
     Ok(cuts)
 }
 
@@ -48,7 +50,7 @@ fn batches(rows: &[Row]) -> Vec<Batch> {
             None => batches.push(vec![row.clone()]),
         }
     }
-    batches.iter().map(|rows| Batch::new(rows)).collect()
+    batches.iter().map(|rows| Batch::new(rows.as_slice())).collect()
 }
 
 /// What each cut cost, a line each, and the list that came of it.

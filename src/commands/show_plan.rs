@@ -34,7 +34,7 @@ pub fn lines(plan: &Plan) -> Vec<String> {
             format!("layers {layers:?} of {}", from.display())
         }
         StudentSource::Pruned { from, layers: Layers::Auto { count, rows } } => {
-            format!("{count} layers of {}, chosen on {rows} rows when training starts (not here)", from.display())
+            format!("{count} layers of {}, to be chosen on {rows} rows when training starts", from.display())
         }
         StudentSource::Lora { from, .. } => format!("adapters on {}", from.display()),
     };

@@ -103,7 +103,7 @@ const AUTO: &str = "kind = \"pruned\"\nlayers = \"auto\"\ncount = 2\nrows = 9";
 fn a_run_chooses_once_records_what_it_chose_and_resumes_with_that() {
     let bench = bench(AUTO);
     let plan = String::from_utf8(bench.expect(&["train", "--config", "run.toml", "--dry-run"], 0).stdout).unwrap();
-    assert!(plan.contains("2 layers of") && plan.contains("nor the search for layers"), "{plan}");
+    assert!(plan.contains("2 layers of") && plan.contains("saving and the search for layers not counted"), "{plan}");
     assert!(!bench.path("run").exists());
     bench.expect(&["inspect", "run.toml"], 0);
     let first = bench.expect(&["train", "--config", "run.toml", "--output", "whole"], 0);

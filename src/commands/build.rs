@@ -235,7 +235,7 @@ pub fn schedule(plan: &Plan) -> crate::train::Schedule {
 }
 
 /// Rows in batches of about this many tokens: enough to keep the products busy.
-pub const EVAL_TOKENS: usize = 2048;
+const EVAL_TOKENS: usize = 2048;
 
 /// Evaluates on `rows` with a progress bar. None when `interrupted` was raised meanwhile.
 pub fn evaluate_rows(

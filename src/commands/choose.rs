@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::build::EVAL_TOKENS;
 use crate::config::RunConfig;
 use crate::corpus::{Batch, CorpusIndex, Encoder, LoadOrder, Loader, Row};
 use crate::error::{Error, Result};
@@ -11,6 +10,9 @@ use crate::eval::{Cuts, choose_layers, work};
 use crate::metrics::Screen;
 use crate::teacher::LocalTeacher;
 use crate::units::Count;
+
+/// Tokens of a batch: enough that products are efficient, and few, so that there are batches after which a candidate can be given up.
+const TOKENS: usize = 1024;
 
 /// Where a run keeps what the search found.
 pub const RECORD: &str = "layers.json";
@@ -43,8 +45,7 @@ pub fn layers(
 fn batches(rows: &[Row]) -> Vec<Batch> {
     let mut batches: Vec<Vec<Row>> = vec![];
     for row in rows {
-        let fits =
-            |batch: &Vec<Row>| batch.iter().chain([row]).map(|row| row.tokens.len()).sum::<usize>() <= EVAL_TOKENS;
+        let fits = |batch: &Vec<Row>| batch.iter().chain([row]).map(|row| row.tokens.len()).sum::<usize>() <= TOKENS;
         match batches.last_mut().filter(|batch| fits(batch)) {
             Some(batch) => batch.push(row.clone()),
             None => batches.push(vec![row.clone()]),

@@ -196,7 +196,8 @@ const TIMED_STEPS: u64 = 3;
 /// A search for layers is left out: the steps are timed on the first ones, and the time is without it.
 pub fn with_estimate(mut plan: Plan, screen: &Screen) -> Result<String> {
     let mut out = lines(&plan).join("\n") + "\n";
-    let search = if plan.config.student.search().is_some() { ", nor the search for layers" } else { "" };
+    let search =
+        if plan.config.student.search().is_some() { ", saving and the search for layers" } else { " and saving" };
     plan.stand_in()?;
     let plan = &plan;
     plan.notices.iter().for_each(|n| out += &format!("{}\n", n.line()));
@@ -208,7 +209,7 @@ pub fn with_estimate(mut plan: Plan, screen: &Screen) -> Result<String> {
     }
     let per_step = time_steps(plan, screen)?;
     out += &format!(
-        "\ntime       ≈{} for {} steps ({} a step, median of {TIMED_STEPS}), evaluations and saving{search} not counted\n",
+        "\ntime       ≈{} for {} steps ({} a step, median of {TIMED_STEPS}), evaluations{search} not counted\n",
         Span(per_step.mul_f64(plan.total_steps as f64)),
         Count(plan.total_steps),
         Span(per_step)

@@ -31,9 +31,10 @@ pub struct Cuts {
     pub cuts: Vec<Cut>,
 }
 
-/// A candidate that costs this many times the cheapest one after this share of the targets will not overtake it.
-const HOPELESS: f64 = 2.0;
+/// After this share of the targets a candidate is given up that adds twice what the cheapest adds to the KL of the cuts so far,
+/// or, where these differ little, is this part of the KL dearer: its rest will not make up for it.
 const SHARE: f64 = 0.25;
+const LEAD: f64 = 0.05;
 
 /// Leaves out layers of `model` until `count` are left, each time the one without which the model, less those that are gone,
 /// is nearest to itself as a whole. The states before a layer are shared by all candidates behind it, so that only tails run.
@@ -49,20 +50,24 @@ pub fn choose_layers(
     if targets == 0 {
         return Err(Error::input("there is no target token to choose the layers by"));
     }
+    let total = |sums: &Vec<f64>| sums.iter().sum::<f64>();
     let whole = batches.iter().map(|batch| model.hidden(batch)).collect::<Result<Vec<_>>>()?;
     let mut layers: Vec<usize> = (0..model.config().layers).collect();
     let mut cuts = vec![];
+    // Σ KL of the layers that are left, batch by batch.
+    let mut before = vec![0.0; batches.len()];
     while layers.len() > count.max(1) {
-        // Σ KL of each candidate; None: not run to the end.
-        let mut sums: Vec<Option<f64>> = vec![Some(0.0); layers.len()];
+        // The same of each candidate; None: given up.
+        let mut sums: Vec<Option<Vec<f64>>> = vec![Some(vec![]); layers.len()];
         let mut seen = 0;
-        for (batch, whole) in batches.iter().zip(&whole) {
+        for (b, (batch, whole)) in batches.iter().zip(&whole).enumerate() {
             let passage = model.passage(batch)?;
             let inputs = passage.inputs(&batch.tokens, &layers)?;
             let mut running: Vec<(&mut f64, Tensor)> = vec![];
-            for (i, sum) in sums.iter_mut().enumerate() {
-                if let Some(sum) = sum {
-                    running.push((sum, passage.finish(&inputs[i], &layers[i + 1..])?));
+            for (i, sums) in sums.iter_mut().enumerate() {
+                if let Some(sums) = sums {
+                    sums.push(0.0);
+                    running.push((&mut sums[b], passage.finish(&inputs[i], &layers[i + 1..])?));
                 }
                 if !advance(1) {
                     return Ok(None);
@@ -72,16 +77,19 @@ pub fn choose_layers(
             add_divergences(&model.head()?.weight, whole, &mut running)?;
             seen += batch.valid_tokens();
             if seen as f64 >= SHARE * targets as f64 {
-                let least = sums.iter().flatten().fold(f64::INFINITY, |a, &b| a.min(b));
-                sums.iter_mut().for_each(|sum| *sum = sum.filter(|sum| *sum <= HOPELESS * least));
+                let so_far = before[..=b].iter().sum::<f64>();
+                let least = sums.iter().flatten().map(total).fold(f64::INFINITY, f64::min);
+                let limit = least + (least - so_far).max(LEAD * least);
+                sums.iter_mut().for_each(|sums| *sums = sums.take().filter(|sums| total(sums) <= limit));
             }
         }
-        let finished = sums.iter().enumerate().filter_map(|(i, sum)| Some((i, (*sum)?)));
-        let Some((cheapest, sum)) = finished.min_by(|a, b| a.1.total_cmp(&b.1)) else {
+        let finished = sums.into_iter().enumerate().filter_map(|(i, sums)| Some((i, sums?)));
+        let Some((cheapest, sums)) = finished.min_by(|(_, a), (_, b)| total(a).total_cmp(&total(b))) else {
             return Err(Error::run(format!("with {} layers left the KL is not a number", layers.len() - 1)));
         };
         let removed = layers.remove(cheapest);
-        cuts.push(Cut { left: layers.len(), removed, kl: sum / targets as f64 });
+        cuts.push(Cut { left: layers.len(), removed, kl: total(&sums) / targets as f64 });
+        before = sums;
     }
     let rows = batches.iter().map(|batch| batch.rows.len()).sum();
     Ok(Some(Cuts { layers, rows, targets, cuts }))

@@ -87,7 +87,8 @@ fn block(c: &mut Criterion) {
         for precision in [Precision::F32, Precision::Bf16] {
             let weight = tensor(outer, width);
             let weight_grad = slot(&weight);
-            let linear = Linear { weight: Weight::Dense(weight), bias: None, weight_grad, bias_grad: None };
+            let linear =
+                Linear { weight: Weight::Dense(weight), bias: None, weight_grad, bias_grad: None, adapter: None };
             let forward = || (linear.forward(&x, precision).unwrap(), ());
             both(&mut group, &format!("linear {precision:?} {width} to {outer}"), forward, |_, _, dy| {
                 linear.backward(&x, dy, None, precision).unwrap();

@@ -26,6 +26,7 @@ pub enum Command {
     Eval(EvalArgs),
     Generate(GenerateArgs),
     Inspect(InspectArgs),
+    Init(InitArgs),
     Export(ExportArgs),
     Bench(BenchArgs),
     Cache(CacheArgs),
@@ -309,6 +310,26 @@ pub struct InspectArgs {
     /// A model (folder or GGUF file), a teacher cache, a checkpoint or a run folder, or a config
     #[arg(value_name = "PATH")]
     pub path: PathBuf,
+}
+
+/// Write the student of a config as a Hugging Face folder, untrained
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  distill init --config run.toml --output models/cut
+  distill init --config run.toml --output models/cut --set student.layers=auto --set student.count=10")]
+pub struct InitArgs {
+    /// The run whose student is meant, in TOML; its output.dtype says how the weights are stored
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// The folder to write, which must be absent or empty
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Replace one value of the config, for example student.layers=[0,5]; may be given again
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<String>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// Write a GGUF file as a Hugging Face folder

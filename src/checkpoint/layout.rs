@@ -22,6 +22,8 @@ pub const GENERATION_CONFIG: &str = "generation_config.json";
 pub const TOKENIZER: &str = "tokenizer.json";
 pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
+/// The factors of a student of kind "lora".
+pub const ADAPTERS: &str = "adapters.safetensors";
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// Rows whose responses the teacher wrote, and what they were made from.
 pub const RESPONSES: &str = "responses.jsonl";

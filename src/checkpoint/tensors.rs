@@ -13,7 +13,7 @@ use half::bf16;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::kernels::{Weight, with_f32};
+use crate::kernels::{Adapter, Weight, with_f32};
 
 /// How numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,9 +49,11 @@ pub enum Values<'a> {
     Tensor(&'a Tensor),
     /// However it is held; one at a time is unpacked.
     Weight(&'a Weight),
+    /// Merged with its adapter, one at a time.
+    Adapted(&'a Weight, &'a Adapter),
     /// The outputs of several linear layers side by side, matrices as `[in, out]`: GPT-2's `Conv1D`, or its bias. One at a time
-    /// is unpacked.
-    Conv1d(&'a [&'a Weight]),
+    /// is unpacked, and merged with its adapter.
+    Conv1d(&'a [(&'a Weight, Option<Adapter>)]),
 }
 
 /// One tensor to be written.
@@ -70,7 +72,7 @@ struct Info {
 }
 
 /// Writes `entries`, sorted by name and stored as `dtype`, with the metadata `{"format": "pt"}` that transformers
-/// requires and `metadata` besides. Memory: 64 KiB, and one tensor where they are [`Values::Tensor`] or [`Values::Weight`].
+/// requires and `metadata` besides. Memory: 64 KiB, and one tensor unless they are slices.
 ///
 /// Errors (exit 1): the disk (the path is named); two entries of one name; a shape that does not fit its values.
 pub fn write_safetensors<'a>(
@@ -92,6 +94,7 @@ pub fn write_safetensors<'a>(
             Values::Bf16(values) => write_bf16(&mut file, values, dtype),
             Values::Tensor(tensor) => write_tensor(&mut file, tensor, dtype)?,
             Values::Weight(weight) => write_tensor(&mut file, &weight.values()?, dtype)?,
+            Values::Adapted(weight, adapter) => write_tensor(&mut file, &adapter.merged(&weight.values()?)?, dtype)?,
             Values::Conv1d(layers) => write_tensor(&mut file, &conv1d(layers)?, dtype)?,
         };
         written.map_err(unwritable)?;
@@ -112,8 +115,8 @@ fn header(entries: &[Entry], dtype: Dtype, metadata: &BTreeMap<String, String>) 
             Values::F32(values) => values.len(),
             Values::Bf16(values) => values.len(),
             Values::Tensor(tensor) => tensor.elem_count(),
-            Values::Weight(weight) => weight.dims().iter().product(),
-            Values::Conv1d(layers) => layers.iter().map(|weight| weight.dims().iter().product::<usize>()).sum(),
+            Values::Weight(weight) | Values::Adapted(weight, _) => weight.dims().iter().product(),
+            Values::Conv1d(layers) => layers.iter().map(|(weight, _)| weight.dims().iter().product::<usize>()).sum(),
         };
         let Entry { name, shape, .. } = entry;
         if shape.iter().try_fold(1, |n: usize, &d| n.checked_mul(d)) != Some(count) {
@@ -132,9 +135,15 @@ fn header(entries: &[Entry], dtype: Dtype, metadata: &BTreeMap<String, String>) 
 }
 
 /// Several layers' matrices `[out, in]` or biases `[out]` as one `[in, Σ out]` or `[Σ out]`.
-fn conv1d(layers: &[&Weight]) -> Result<Tensor> {
-    let values = layers.iter().map(|weight| weight.values()).collect::<std::result::Result<Vec<_>, _>>()?;
-    let all = Tensor::cat(&values, 0)?;
+fn conv1d(layers: &[(&Weight, Option<Adapter>)]) -> Result<Tensor> {
+    let values = layers.iter().map(|(weight, adapter)| {
+        let values = weight.values()?;
+        Ok(match adapter {
+            Some(adapter) => adapter.merged(&values)?,
+            None => values,
+        })
+    });
+    let all = Tensor::cat(&values.collect::<Result<Vec<_>>>()?, 0)?;
     Ok(if all.rank() == 2 { all.t()?.contiguous()? } else { all })
 }
 

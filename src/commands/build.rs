@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use candle_core::Device;
 
+use crate::checkpoint::{self, Checkpoint};
 use crate::config::objective::objective;
 use crate::config::plan::{Plan, model_folder};
-use crate::config::{Dtype, HiddenKind, Schedule, StudentSource, TeacherConfig, TeacherKind, Word};
+use crate::config::{Dtype, HiddenKind, Layers, RunConfig, Schedule, StudentSource, TeacherConfig, TeacherKind, Word};
 use crate::corpus::{Batch, Row};
 use crate::device::{Devices, allow_tf32};
 use crate::error::{Error, Result};
@@ -17,7 +18,7 @@ use crate::eval::{EvalReport, evaluate};
 use crate::kernels::Precision;
 use crate::loss::{self, HiddenMatch, HiddenPair};
 use crate::metrics::Screen;
-use crate::model::{Decoder, Gguf, Keep, ModelConfig, Parameter, Sampling};
+use crate::model::{Decoder, Gguf, Keep, ModelConfig, Parameter, Sampling, Weights, load_weights};
 use crate::student;
 use crate::teacher::{CacheTeacher, LocalTeacher, Teacher};
 use crate::train::{AdamW, AdamWConfig, Decay, RolloutOptions, Rollouts, Stepper};
@@ -100,36 +101,85 @@ pub fn precision(dtype: Dtype) -> Precision {
     }
 }
 
+/// How a config's dtype is stored.
+pub fn stored(dtype: Dtype) -> checkpoint::Dtype {
+    match dtype {
+        Dtype::F32 => checkpoint::Dtype::F32,
+        Dtype::Bf16 => checkpoint::Dtype::Bf16,
+    }
+}
+
 /// The student of a plan as it is before the first step.
 pub fn student(plan: &Plan, teacher: Option<&AnyTeacher>, screen: &Screen) -> Result<Decoder> {
-    let teacher = teacher.and_then(AnyTeacher::live);
-    let device = &plan.devices.student.device;
-    match &plan.config.student.source {
-        StudentSource::Local { path } => load_model(path, true, device, screen),
-        StudentSource::Fresh { config, .. } => {
-            let config = ModelConfig::read(config)?;
-            let weights = student::fresh_weights(&config, plan.config.seed)?;
-            Decoder::new(config, weights, true, device)
+    if plan.config.student.source.adaptation().is_some() {
+        return adapted(plan, None, screen);
+    }
+    let (config, weights) = first_weights(&plan.config, teacher, screen)?;
+    Decoder::new(config, weights, true, &plan.devices.student.device)
+}
+
+/// Shape and weights of a config's student before the first step, without adapters.
+pub fn first_weights(
+    config: &RunConfig,
+    teacher: Option<&AnyTeacher>,
+    screen: &Screen,
+) -> Result<(ModelConfig, Weights)> {
+    let loading = |path: &Path| screen.progress(&format!("loading {}", path.display()), None);
+    match &config.student.source {
+        StudentSource::Local { path } | StudentSource::Lora { from: path, .. } => {
+            let progress = loading(path);
+            let folder = model_folder(path)?;
+            let shape = ModelConfig::read(folder)?;
+            let weights = load_weights(folder, &shape)?;
+            progress.finish();
+            Ok((shape, weights))
         }
-        StudentSource::Pruned { from, layers } => {
+        StudentSource::Fresh { config: shape, .. } => {
+            let shape = ModelConfig::read(shape)?;
+            let weights = student::fresh_weights(&shape, config.seed)?;
+            Ok((shape, weights))
+        }
+        StudentSource::Pruned { layers: Layers::Auto { .. }, .. } => {
+            Err(Error::run("the layers of the student have not been chosen"))
+        }
+        StudentSource::Pruned { from, layers: Layers::These(layers) } => {
             // A teacher held in f32 lends its own weights; otherwise the folder is read.
             let lends = |teacher: &TeacherConfig| {
                 teacher.kind == TeacherKind::Local && teacher.path == *from && teacher.dtype == Dtype::F32
             };
-            let (config, weights) = match teacher {
-                Some(teacher) if plan.config.teacher.as_ref().is_some_and(lends) => {
-                    student::pruned(teacher.decoder(), layers)?
+            match teacher.and_then(AnyTeacher::live) {
+                Some(teacher) if config.teacher.as_ref().is_some_and(lends) => {
+                    student::pruned(teacher.decoder(), layers)
                 }
                 _ => {
                     let progress = screen.progress(&format!("loading layers of {}", from.display()), None);
                     let pruned = student::pruned_folder(model_folder(from)?, layers)?;
                     progress.finish();
-                    pruned
+                    Ok(pruned)
                 }
-            };
-            Decoder::new(config, weights, true, device)
+            }
         }
     }
+}
+
+/// The student of a checkpoint.
+pub fn resumed_student(plan: &Plan, checkpoint: &Checkpoint, screen: &Screen) -> Result<Decoder> {
+    match &plan.config.student.source {
+        StudentSource::Lora { .. } => adapted(plan, Some(checkpoint), screen),
+        _ => Decoder::load(checkpoint.dir(), true, &plan.devices.student.device),
+    }
+}
+
+/// The frozen model of a student of kind "lora" with the adapters of a checkpoint, or fresh ones.
+fn adapted(plan: &Plan, checkpoint: Option<&Checkpoint>, screen: &Screen) -> Result<Decoder> {
+    let adaptation =
+        plan.config.student.source.adaptation().ok_or_else(|| Error::run("this student has no adapters"))?;
+    let (config, weights) = first_weights(&plan.config, None, screen)?;
+    let adapters = match checkpoint {
+        Some(checkpoint) => student::read_adapters(checkpoint)?,
+        None => student::fresh_adapters(&config, &adaptation, plan.config.seed)?,
+    };
+    Decoder::adapted(config, weights, &adaptation, adapters, &plan.devices.student.device)
 }
 
 /// Teacher, student, objective and optimizer as one step needs them.
@@ -172,7 +222,7 @@ fn hidden_match(plan: &Plan) -> Result<Option<HiddenMatch>> {
         Ok(HiddenPair { student, teacher, projection: projection.transpose()? })
     };
     Ok(Some(HiddenMatch {
-        pairs: plan.hidden_layers.iter().map(pair).collect::<Result<_>>()?,
+        pairs: plan.hidden_layers()?.iter().map(pair).collect::<Result<_>>()?,
         kind: match config.kind {
             HiddenKind::Mse => loss::HiddenKind::Mse,
             HiddenKind::Cosine => loss::HiddenKind::Cosine,

@@ -41,7 +41,7 @@ struct Request {
 
 impl Request {
     fn new(args: &EvalArgs) -> Result<Self> {
-        let config = args.config.as_deref().map(config::load_to_read).transpose()?;
+        let config = args.config.as_deref().map(|path| config::load_to_read(path, &[])).transpose()?;
         let from = |f: fn(&RunConfig) -> Option<PathBuf>| config.as_ref().and_then(f);
         let configured = config.as_ref().and_then(|c| c.teacher.clone());
         let teacher = match &args.teacher {

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::{Outcome, build, out};
-use crate::checkpoint::{Dtype, atomic};
+use crate::checkpoint::atomic;
 use crate::cli::ExportArgs;
 use crate::config::{self, Word, plan};
 use crate::error::{Error, Result};
@@ -29,10 +29,7 @@ pub fn run(args: &ExportArgs) -> Result<Outcome> {
     let progress = screen.progress(&format!("exporting {}", args.file.display()), None);
     // The matrices stay quantised in memory and are unpacked one at a time.
     let model = file.decoder(build::precision(config::Dtype::F32))?;
-    let dtype = match args.dtype {
-        config::Dtype::F32 => Dtype::F32,
-        config::Dtype::Bf16 => Dtype::Bf16,
-    };
+    let dtype = build::stored(args.dtype);
     atomic::write_folder(&args.output, |dir| write_model(dir, &model, &companions, dtype))?;
     progress.finish();
     let parameters = file.config.parameters() as u64;
@@ -49,7 +46,7 @@ pub fn run(args: &ExportArgs) -> Result<Outcome> {
 }
 
 /// Refuses a place where something is.
-fn check_output(path: &Path) -> Result<()> {
+pub(super) fn check_output(path: &Path) -> Result<()> {
     let taken = match std::fs::read_dir(path) {
         Ok(mut entries) => entries.next().is_some(),
         Err(e) if e.kind() == ErrorKind::NotFound => false,

@@ -31,6 +31,10 @@ pub fn of(plan: &Plan, companions: &Companions) -> Result<BTreeMap<String, Strin
     if let StudentSource::Fresh { config, .. } = &plan.config.student.source {
         add("student.config", of_file(&if config.is_dir() { config.join("config.json") } else { config.clone() })?);
     }
+    // A checkpoint holds the adapters alone of what goes on; the rest is read again.
+    if let StudentSource::Lora { from, .. } = &plan.config.student.source {
+        add("the model that student.from adapts", of_weights(&folder_files(from)?)?);
+    }
     match (&plan.cache, &plan.config.teacher) {
         (Some(cache), _) => {
             let mut header = cache.header().clone();
@@ -47,9 +51,14 @@ pub fn of(plan: &Plan, companions: &Companions) -> Result<BTreeMap<String, Strin
 /// The files of a live teacher.
 pub fn teacher_files(teacher: &TeacherConfig) -> Result<Vec<PathBuf>> {
     Ok(match teacher.kind {
-        TeacherKind::Local => [weight_files(&teacher.path)?, vec![teacher.path.join("config.json")]].concat(),
+        TeacherKind::Local => folder_files(&teacher.path)?,
         TeacherKind::Gguf | TeacherKind::Cache => vec![teacher.path.clone()],
     })
+}
+
+/// The files of a model's folder that say what it computes.
+fn folder_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    Ok([weight_files(folder)?, vec![folder.join("config.json")]].concat())
 }
 
 /// The names of what has changed, as a list in words. None: nothing.

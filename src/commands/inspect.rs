@@ -52,9 +52,9 @@ fn inspect_file(path: &Path) -> Result<String> {
     match path.extension().and_then(|e| e.to_str()) {
         Some("toml") => {
             let screen = Screen::stderr();
-            let config = config::load_to_read(path)?;
+            let config = config::load_to_read(path, &[])?;
             let devices = config.devices(DeviceChoice::Auto)?;
-            show_plan::with_estimate(&Plan::new(config, devices, &screen)?, &screen)
+            show_plan::with_estimate(Plan::new(config, devices, &screen)?, &screen)
         }
         Some("gguf") => gguf(path),
         _ => Err(Error::input(format!(

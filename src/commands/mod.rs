@@ -3,10 +3,12 @@
 mod bench;
 mod build;
 mod cache;
+mod choose;
 mod eval;
 mod export;
 mod fingerprints;
 mod generate;
+mod init;
 mod inspect;
 mod out;
 mod responses;
@@ -46,5 +48,6 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Init(args) => init::run(&args),
     }
 }

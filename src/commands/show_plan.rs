@@ -7,12 +7,14 @@ use super::build::{self, AnyTeacher};
 use super::responses;
 use crate::cache::Reader;
 use crate::config::plan::Plan;
-use crate::config::{DivergenceConfig, Dtype, LossConfig, LossKind, Scheduled, StudentSource, Word};
+use crate::config::{
+    DivergenceConfig, Dtype, HiddenLayers, Layers, LossConfig, LossKind, Scheduled, StudentSource, Word,
+};
 use crate::corpus::{Loader, Row, TextTokenizer};
 use crate::error::Result;
 use crate::kernels::Precision;
 use crate::metrics::Screen;
-use crate::model::ModelConfig;
+use crate::model::{Adaptation, ModelConfig};
 use crate::train::RolloutState;
 use crate::units::{Bytes, Count, Rounded, Span};
 
@@ -33,13 +35,28 @@ pub fn lines(plan: &Plan) -> Vec<String> {
     let origin = match &config.student.source {
         StudentSource::Local { path } => format!("{}", path.display()),
         StudentSource::Fresh { config, .. } => format!("fresh from {}", config.display()),
-        StudentSource::Pruned { from, layers } => format!("layers {layers:?} of {}", from.display()),
+        StudentSource::Pruned { from, layers: Layers::These(layers) } => {
+            format!("layers {layers:?} of {}", from.display())
+        }
+        StudentSource::Pruned { from, layers: Layers::Auto { count, rows } } => {
+            format!("{count} layers of {}, to be chosen on {rows} rows when training starts", from.display())
+        }
+        StudentSource::Lora { from, .. } => format!("adapters on {}", from.display()),
     };
     let dtype = match config.train.dtype {
         Dtype::Bf16 if Precision::Bf16.is_native() || plan.devices.student.device.is_cuda() => ", multiplied in bf16",
         Dtype::F32 | Dtype::Bf16 => "",
     };
     line("student", format!("{origin}, {}{dtype}", shape(&plan.student)));
+    if let Some(Adaptation { rank, alpha, targets }) = config.student.source.adaptation() {
+        let targets = targets.map_or("every matrix of the blocks".into(), |targets| targets.join(", "));
+        let (learn, all) = (plan.memory.trainable, plan.student.parameters() as f64);
+        let share = 100.0 * learn as f64 / all;
+        line(
+            "adapters",
+            format!("rank {rank}, alpha {alpha} on {targets}: {} parameters learn, {share:.1} %", Rounded(learn)),
+        );
+    }
     if let Some(devices) = plan.devices.describe() {
         line("devices", devices);
     }
@@ -77,8 +94,14 @@ pub fn lines(plan: &Plan) -> Vec<String> {
     }
     line("loss", loss_line(&config.loss));
     if let Some(hidden) = &config.loss.hidden {
-        let pairs: Vec<String> = plan.hidden_layers.iter().map(|[s, t]| format!("{s}-{t}")).collect();
-        line("hidden", format!("+ {} · {} of the layers {}", hidden.weight, hidden.kind.word(), pairs.join(", ")));
+        let pairs = match (&hidden.layers, config.student.search()) {
+            (HiddenLayers::Auto, Some(_)) => "that are chosen".to_owned(),
+            _ => {
+                let pairs = plan.hidden_layers().unwrap_or_default();
+                pairs.iter().map(|[s, t]| format!("{s}-{t}")).collect::<Vec<_>>().join(", ")
+            }
+        };
+        line("hidden", format!("+ {} · {} of the layers {pairs}", hidden.weight, hidden.kind.word()));
     }
     if let Some(rollout) = config.rollout.as_ref().filter(|rollout| rollout.on_policy()) {
         let again = match (rollout.every_steps, rollout.buffer) {
@@ -138,10 +161,11 @@ pub fn lines(plan: &Plan) -> Vec<String> {
     line(
         "memory",
         format!(
-            "≈{}: teacher {}, student with gradients and optimizer {}, activations {}",
+            "≈{}: teacher {}, student with gradients and optimizer {} (optimizer alone {}), activations {}",
             Bytes(m.total()),
             Bytes(m.teacher),
             Bytes(m.student),
+            Bytes(m.optimizer),
             Bytes(m.activations)
         ),
     );
@@ -214,8 +238,14 @@ const SHOWN_ROWS: usize = 2;
 const TIMED_STEPS: u64 = 3;
 
 /// The plan with the first rows and, from three timed steps on copies of the models, how long the run will take.
-pub fn with_estimate(plan: &Plan, screen: &Screen) -> Result<String> {
-    let mut out = lines(plan).join("\n") + "\n";
+///
+/// A search for layers is left out: the steps are timed on the first ones, and the time is without it.
+pub fn with_estimate(mut plan: Plan, screen: &Screen) -> Result<String> {
+    let mut out = lines(&plan).join("\n") + "\n";
+    let search =
+        if plan.config.student.search().is_some() { ", saving and the search for layers" } else { " and saving" };
+    plan.stand_in()?;
+    let plan = &plan;
     plan.notices.iter().for_each(|n| out += &format!("{}\n", n.line()));
     let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
     if let Some(step) = loader.next_step(SHOWN_ROWS, false)? {
@@ -228,7 +258,7 @@ pub fn with_estimate(plan: &Plan, screen: &Screen) -> Result<String> {
     }
     let per_step = time_steps(plan, screen)?;
     out += &format!(
-        "\ntime       ≈{} for {} steps ({} a step, median of {TIMED_STEPS}), evaluations and saving not counted\n",
+        "\ntime       ≈{} for {} steps ({} a step, median of {TIMED_STEPS}), evaluations{search} not counted\n",
         Span(per_step.mul_f64(plan.total_steps as f64)),
         Count(plan.total_steps),
         Span(per_step)

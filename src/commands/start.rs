@@ -24,8 +24,9 @@ pub struct Origin {
 }
 
 impl Start {
-    /// What `--resume` and the state of `run_dir` come to. A config that is not the run's is refused, key by key.
-    pub fn find(resume: Option<&Resume>, run_dir: &Path, config: &RunConfig, screen: &Screen) -> Result<Self> {
+    /// What `--resume` and the state of `run_dir` come to. A config that is not the run's is refused, key by key; layers that the
+    /// run has chosen are taken over.
+    pub fn find(resume: Option<&Resume>, run_dir: &Path, config: &mut RunConfig, screen: &Screen) -> Result<Self> {
         let fresh = layout::is_fresh(run_dir)?;
         let checkpoint = match resume {
             None | Some(Resume::Auto) if fresh => return Ok(Self::Fresh),
@@ -79,7 +80,7 @@ fn latest(run_dir: &Path, screen: &Screen) -> Result<Checkpoint> {
     })
 }
 
-fn check_config(origin: &Path, config: &RunConfig) -> Result<()> {
+fn check_config(origin: &Path, config: &mut RunConfig) -> Result<()> {
     let saved = origin.join("config.toml");
     if !saved.is_file() {
         return Err(Error::input(format!(
@@ -87,7 +88,9 @@ fn check_config(origin: &Path, config: &RunConfig) -> Result<()> {
             saved.display()
         )));
     }
-    let differences = config::resume_differences(&config::load(&saved, &[], None)?, config)?;
+    let saved = config::load(&saved, &[], None)?;
+    config.student.keep_chosen(&saved.student);
+    let differences = config::resume_differences(&saved, config)?;
     if differences.is_empty() {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::build::AnyTeacher;
 use super::cache::{self, write_through};
 use super::start::{Origin, Start};
-use super::{Outcome, build, fingerprints, out, responses, show_plan, signals};
+use super::{Outcome, build, choose, fingerprints, out, responses, show_plan, signals};
 use crate::checkpoint::{Dtype, Store, atomic, layout};
 use crate::cli::TrainArgs;
 use crate::config::plan::Plan;
@@ -16,12 +16,12 @@ use crate::config::{self, Dtype as OutputDtype};
 use crate::corpus::{Loader, ReadAhead, Rejections, StepShape};
 use crate::device::{Devices, Opened, gpu_peak};
 use crate::error::{Error, Result};
-use crate::eval::EvalReport;
+use crate::eval::{Cuts, EvalReport};
 use crate::kernels::Simd;
 use crate::metrics::{self, Console, Event, Jsonl, Screen, Sink, Sinks};
 use crate::model::Decoder;
 use crate::report::{Column, Status, Summary, Written, eval_table, recorded};
-use crate::student::{Companions, write_model};
+use crate::student::{Companions, write_adapters, write_model};
 use crate::teacher::{RememberingTeacher, Spill, Teacher, WriteThrough};
 use crate::train::{Ending, Evaluated, Pace, Run, TrainState};
 use crate::units::{Bytes, Count, Rounded, Span};
@@ -43,29 +43,58 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     if args.dry_run {
         config.responses = responses::complete(&config).then(|| responses::file(&config));
         let plan = Plan::new(config, devices, &screen)?;
-        out::write(&show_plan::with_estimate(&plan, &screen)?)?;
+        out::write(&show_plan::with_estimate(plan, &screen)?)?;
         return Ok(Outcome::Done);
     }
     let interrupted = signals::watch("step", &screen)?;
-    let start = Start::find(args.resume.as_ref(), &config.output.dir, &config, &screen)?;
+    let dir = config.output.dir.clone();
+    let start = Start::find(args.resume.as_ref(), &dir, &mut config, &screen)?;
     if responses::wanted(&config).is_some() {
         if !responses::write(&config, devices.clone(), &screen, &interrupted)? {
             return Ok(Outcome::Stopped);
         }
         config.responses = Some(responses::file(&config));
     }
-    let plan = Plan::new(config, devices, &screen)?;
+    let mut plan = Plan::new(config, devices, &screen)?;
     show_plan::lines(&plan).iter().for_each(|line| screen.line(line));
+    let memory = plan.memory.total();
     let short = |error: Error| match error.is_out_of_memory() {
-        true => error.context(format!("the plan's estimate was {}", Bytes(plan.memory.total()))),
+        true => error.context(format!("the plan's estimate was {}", Bytes(memory))),
         false => error,
     };
-    let session = Session::open(&plan, &start, &screen, args.stop_after, &interrupted).map_err(short)?;
-    if interrupted.load(Ordering::Relaxed) {
+    let searched = match plan.config.student.search() {
+        Some(_) => Some(choose_layers(&mut plan, &interrupted, &screen).map_err(short)?),
+        None => None,
+    };
+    let stopped = || {
         screen.line("stopped before anything was trained");
-        return Ok(Outcome::Stopped);
+        Ok(Outcome::Stopped)
+    };
+    if interrupted.load(Ordering::Relaxed) {
+        return stopped();
+    }
+    let session = Session::open(&plan, &start, &screen, args.stop_after, &interrupted, searched).map_err(short)?;
+    if interrupted.load(Ordering::Relaxed) {
+        return stopped();
     }
     session.run().map_err(short)
+}
+
+/// A teacher that was asked which of its layers to keep, and teaches afterwards; what it said, unless it was interrupted.
+type Searched = (AnyTeacher, Option<Cuts>);
+
+/// Replaces `student.layers = "auto"` in the plan.
+fn choose_layers(plan: &mut Plan, interrupted: &AtomicBool, screen: &Screen) -> Result<Searched> {
+    let missing = || Error::run("there is no live teacher to choose layers of");
+    let teacher = build::teacher(plan, screen)?.ok_or_else(missing)?;
+    let data = (plan.train.clone(), plan.encoder.clone());
+    let live = teacher.live().ok_or_else(missing)?;
+    let cuts = choose::layers(&plan.config, live, data, interrupted, screen)?;
+    if let Some(cuts) = &cuts {
+        choose::table(cuts).iter().for_each(|line| screen.line(line));
+        plan.choose(cuts.layers.clone())?;
+    }
+    Ok((teacher, cuts))
 }
 
 /// Everything a run needs, checked and loaded; the run's folder is not touched yet.
@@ -79,6 +108,8 @@ struct Session<'a> {
     student: Decoder,
     companions: Companions,
     state: TrainState,
+    /// What the choice of layers rests on, where this session made it.
+    cuts: Option<Cuts>,
 }
 
 impl<'a> Session<'a> {
@@ -88,6 +119,7 @@ impl<'a> Session<'a> {
         screen: &'a Screen,
         stop_after: Option<u64>,
         interrupted: &'a AtomicBool,
+        searched: Option<Searched>,
     ) -> Result<Self> {
         let companions = Companions::of(plan.encoder.tokenizer())?;
         let fingerprints = fingerprints::of(plan, &companions)?;
@@ -99,12 +131,15 @@ impl<'a> Session<'a> {
                 state
             }
         };
-        let teacher = build::teacher(plan, screen)?;
+        let (teacher, cuts) = match searched {
+            Some((teacher, cuts)) => (Some(teacher), cuts),
+            None => (build::teacher(plan, screen)?, None),
+        };
         let student = match start {
             Start::Fresh => build::student(plan, teacher.as_ref(), screen)?,
-            Start::From(origin) => Decoder::load(origin.checkpoint.dir(), true, &plan.devices.student.device)?,
+            Start::From(origin) => build::resumed_student(plan, &origin.checkpoint, screen)?,
         };
-        Ok(Self { plan, start, screen, interrupted, stop_after, teacher, student, companions, state })
+        Ok(Self { plan, start, screen, interrupted, stop_after, teacher, student, companions, state, cuts })
     }
 
     /// Opens the run's folder for writing, as it has to be at the state's step: nothing of a later one counts any more.
@@ -121,6 +156,10 @@ impl<'a> Session<'a> {
             }
         };
         config::save(&self.plan.config, &run_dir.join(CONFIG))?;
+        if let Some(cuts) = &self.cuts {
+            let text = serde_json::to_vec_pretty(cuts).map_err(|e| Error::run(e.to_string()))?;
+            atomic::write_file(&run_dir.join(choose::RECORD), &text)?;
+        }
         let console = Console::new(self.screen.clone(), step, self.plan.total_steps);
         let mut sinks = Sinks(vec![Box::new(jsonl), Box::new(console)]);
         if let Start::Fresh = self.start {
@@ -202,7 +241,7 @@ impl<'a> Session<'a> {
             store: &store,
             sinks: &mut sinks,
             evaluate: plan.held_out.as_ref().map(|_| &mut evaluate_step as _),
-            save_model: &|dir| write_model(dir, &self.student, &self.companions, Dtype::F32),
+            save_model: &|dir| self.save_model(dir),
             interrupted: self.interrupted,
             saved: match self.start {
                 Start::From(origin) if origin.same_run => Some(state.step),
@@ -274,6 +313,14 @@ impl<'a> Session<'a> {
         Ok(report.map(|r| if self.plan.config.eval.exact_match { r } else { r.without_exact_match() }))
     }
 
+    /// The model of a checkpoint: a student with adapters is merged with them, and goes on from the adapters.
+    fn save_model(&self, dir: &Path) -> Result<()> {
+        if self.plan.config.student.source.adaptation().is_some() {
+            write_adapters(dir, &self.student)?;
+        }
+        write_model(dir, &self.student, &self.companions, Dtype::F32)
+    }
+
     /// Writes student/ and evaluates what stands on the disk: what is reported is what was delivered. None when it was
     /// interrupted.
     fn deliver(
@@ -283,10 +330,7 @@ impl<'a> Session<'a> {
         summary: &mut Summary,
     ) -> Result<Option<Option<EvalReport>>> {
         let folder = student_folder(self.plan);
-        let dtype = match self.plan.config.output.dtype {
-            OutputDtype::F32 => Dtype::F32,
-            OutputDtype::Bf16 => Dtype::Bf16,
-        };
+        let dtype = build::stored(self.plan.config.output.dtype);
         atomic::write_folder(&folder, |dir| write_model(dir, &self.student, &self.companions, dtype))?;
         let saved = Decoder::load(&folder, false, &self.plan.devices.student.device)?;
         let report = self.evaluate(&saved, critic)?;
@@ -304,7 +348,9 @@ impl<'a> Session<'a> {
     /// An f32 folder must evaluate as the model in memory did.
     fn check_delivery(&self, state: &TrainState, saved: &metrics::Eval) -> Result<()> {
         let Some(memory) = &state.last_eval else { return Ok(()) };
-        let same = (memory.student_perplexity / saved.student_perplexity - 1.0).abs() < 1e-6;
+        // Adapters were merged into matrices that round once where two products rounded twice.
+        let tolerance = if self.plan.config.student.source.adaptation().is_some() { 1e-5 } else { 1e-6 };
+        let same = (memory.student_perplexity / saved.student_perplexity - 1.0).abs() < tolerance;
         if self.plan.config.output.dtype == OutputDtype::F32 && state.evaluated == Some(state.step) && !same {
             return Err(Error::run(format!(
                 "the saved student evaluates to perplexity {}, the one in memory to {}: the disk or memory is at fault",
@@ -316,7 +362,7 @@ impl<'a> Session<'a> {
 
     /// Removes what a run without a step has written, so that its folder counts as empty. Best effort: it only tidies.
     fn leave_no_trace(&self, run_dir: &Path) {
-        for name in [layout::METRICS, CONFIG, "summary.json", REJECTED, CURVES] {
+        for name in [layout::METRICS, CONFIG, "summary.json", REJECTED, CURVES, choose::RECORD] {
             let _ = std::fs::remove_file(run_dir.join(name));
         }
         if writes_through(self.plan) {

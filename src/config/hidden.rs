@@ -84,7 +84,9 @@ impl HiddenConfig {
     pub fn pairs(&self, source: &StudentSource, student: usize, teacher: usize) -> Result<Vec<[usize; 2]>> {
         let pairs = match (&self.layers, source) {
             (HiddenLayers::Pairs(pairs), _) => pairs.clone(),
-            (HiddenLayers::Auto, StudentSource::Pruned { layers, .. }) if layers.iter().all(|&t| t < teacher) => {
+            (HiddenLayers::Auto, StudentSource::Pruned { layers: Layers::These(layers), .. })
+                if layers.iter().all(|&t| t < teacher) =>
+            {
                 layers.iter().enumerate().map(|(s, &t)| [s, t]).collect()
             }
             (HiddenLayers::Auto, _) => (0..student).map(|s| [s, ((s + 1) * teacher).div_ceil(student) - 1]).collect(),

@@ -1,6 +1,7 @@
 //! An estimate of the memory a run takes, before anything is loaded.
 
 use super::types::{Dtype, RunConfig, TeacherConfig, TeacherKind};
+use crate::error::Result;
 use crate::model::ModelConfig;
 
 /// Bytes of each part.
@@ -11,6 +12,10 @@ pub struct Memory {
     pub teacher_head: u64,
     /// Weights, gradients and both moments.
     pub student: u64,
+    /// Both moments alone.
+    pub optimizer: u64,
+    /// Parameters that learn.
+    pub trainable: u64,
     /// What a micro-batch of the longest rows leaves for the backward pass, and the chunk of logits.
     pub activations: u64,
     /// Size of one checkpoint on the disk.
@@ -37,27 +42,39 @@ fn of_teacher(config: &TeacherConfig, model: &ModelConfig) -> u64 {
 }
 
 /// `longest`: tokens of the longest row.
+///
+/// # Errors
+/// Those of the student's adapters.
 pub(super) fn estimate(
     config: &RunConfig,
     teacher: Option<&ModelConfig>,
     student: &ModelConfig,
     longest: usize,
-) -> Memory {
+) -> Result<Memory> {
     let longest = if config.data.packing { config.data.max_length } else { longest };
     let tokens = config.train.micro_batch_size.saturating_mul(longest) as u64;
     let weights = student.parameters() as u64 * F32;
     let vocab = student.vocab_size as u64;
     // A chunk of the student's logits and, with a teacher, one of its own.
     let logits = (256 * vocab * F32).min(64 << 20) * if teacher.is_some() { 2 } else { 1 };
-    Memory {
+    let trainable = match config.student.source.adaptation() {
+        Some(adaptation) => adaptation.parameters(student)?,
+        None => student.parameters(),
+    };
+    let learned = trainable as u64 * F32;
+    // The factors of adapters stand beside the weights.
+    let adapters = if config.student.source.adaptation().is_some() { learned } else { 0 };
+    Ok(Memory {
         teacher: config.teacher.as_ref().zip(teacher).map_or(0, |(config, model)| of_teacher(config, model)),
         teacher_head: teacher.map_or(0, |t| F32 * (t.vocab_size * t.hidden_size) as u64),
-        student: 4 * weights,
+        student: weights + adapters + 3 * learned,
+        optimizer: 2 * learned,
+        trainable: trainable as u64,
         activations: tokens
             .saturating_mul(per_token(student, config.train.checkpoint_activations) * F32)
             .saturating_add(logits),
-        checkpoint: 3 * weights,
-    }
+        checkpoint: weights + adapters + 2 * learned,
+    })
 }
 
 /// Values per token at the height of the backward pass: what is kept of all blocks (with `again`, of one, and the inputs of

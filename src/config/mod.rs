@@ -51,8 +51,8 @@ pub fn load(path: &Path, overrides: &[String], output: Option<&Path>) -> Result<
 }
 
 /// [`load`] for commands that write no run: `output.dir` may be absent and is then empty.
-pub fn load_to_read(path: &Path) -> Result<RunConfig> {
-    load_in(&surroundings()?, path, &[], OutputFrom::Either)
+pub fn load_to_read(path: &Path, overrides: &[String]) -> Result<RunConfig> {
+    load_in(&surroundings()?, path, overrides, OutputFrom::Either)
 }
 
 fn surroundings() -> Result<Surroundings> {

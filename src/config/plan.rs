@@ -67,8 +67,6 @@ pub struct Plan {
     /// A digest of the run's rows in it.
     pub cached_rows: [u8; 32],
     pub student: ModelConfig,
-    /// Layers of the student and the teacher whose outputs are compared.
-    pub hidden_layers: Vec<[usize; 2]>,
     pub encoder: Arc<Encoder>,
     pub train: Arc<CorpusIndex>,
     pub scan: Scan,
@@ -331,7 +329,7 @@ impl Plan {
         has_positions(models.teacher.as_ref(), &models.student, config.data.max_length)?;
         has_kernels(models.teacher.as_ref(), &models.student, &devices)?;
         can_be_computed(&config.loss, written.as_ref(), &devices)?;
-        let hidden_layers = hidden_layers(&config, &models, &devices)?;
+        hidden_can_be_compared(&config, &models, &devices)?;
         if let (Some(Codec::TopK { .. }), Some(teacher)) = (&written, &models.teacher) {
             let k = config.cache.as_ref().and_then(|cache| cache.k).unwrap_or(0);
             fits_vocabulary(k, teacher.vocab_size.min(models.student.vocab_size))?;
@@ -361,7 +359,7 @@ impl Plan {
         let longest = written.map_or(scan.longest, |rollout| {
             config.data.max_length.min(scan.longest.saturating_add(rollout.max_new_tokens))
         });
-        let memory = estimate(&config, models.teacher.as_ref(), &models.student, longest);
+        let memory = estimate(&config, models.teacher.as_ref(), &models.student, longest)?;
         let places = places(&memory, &devices);
         if let Some(place) = places.iter().find(|place| place.there.is_some_and(|there| place.needed / 2 > there)) {
             return Err(Error::input(place.short_of("more than twice the ")));
@@ -373,7 +371,6 @@ impl Plan {
             cache: models.cache,
             cached_rows,
             student: models.student,
-            hidden_layers,
             encoder,
             train: corpora.train,
             scan,
@@ -394,6 +391,30 @@ impl Plan {
             Length::Epochs(epochs) => Some(epochs),
         };
         LoadOrder { seed: self.config.seed, shuffle: self.config.data.shuffle, epochs }
+    }
+
+    /// Layers of the student and the teacher whose outputs are compared.
+    pub fn hidden_layers(&self) -> Result<Vec<[usize; 2]>> {
+        match (&self.config.loss.hidden, &self.teacher) {
+            (Some(hidden), Some(teacher)) => {
+                hidden.pairs(&self.config.student.source, self.student.layers, teacher.layers)
+            }
+            _ => Ok(vec![]),
+        }
+    }
+
+    /// Takes the layers that a search has chosen of the teacher's.
+    pub fn choose(&mut self, layers: Vec<usize>) -> Result<()> {
+        if let Some(whole) = &self.teacher {
+            self.student = cut(whole, &Layers::These(layers.clone()))?;
+        }
+        self.config.student.choose(layers);
+        Ok(())
+    }
+
+    /// Takes the first layers where they are to be chosen: for timing, to which it makes no difference.
+    pub fn stand_in(&mut self) -> Result<()> {
+        self.config.student.search().map_or(Ok(()), |(count, _)| self.choose((0..count).collect()))
     }
 
     /// Legal, but likely not what was meant.
@@ -443,14 +464,24 @@ impl Plan {
 }
 
 /// The models' shapes and the tokenizer they share.
-struct Models {
+pub struct Models {
     teacher: Option<ModelConfig>,
     cache: Option<Arc<Reader>>,
     student: ModelConfig,
-    tokenizer: Arc<TextTokenizer>,
+    pub tokenizer: Arc<TextTokenizer>,
 }
 
 impl Models {
+    /// Those that `config` names, without its data.
+    ///
+    /// # Errors
+    /// An input error with every problem on a line of its own.
+    pub fn of(config: &RunConfig) -> Result<Self> {
+        let mut findings = Findings::default();
+        let models = Self::check(config, &mut findings);
+        findings.done(models)
+    }
+
     fn check(config: &RunConfig, findings: &mut Findings) -> Option<Self> {
         let read = |path: &Path| ModelConfig::read(model_folder(path)?);
         let teacher = config.teacher.as_ref();
@@ -466,6 +497,13 @@ impl Models {
                 let whole = findings.keep("student.from", read(from));
                 let cut = whole.and_then(|whole| findings.keep("student.layers", cut(&whole, layers)));
                 (cut, from)
+            }
+            StudentSource::Lora { from, .. } => {
+                let whole = findings.keep("student.from", read(from));
+                if let Some((whole, adaptation)) = whole.as_ref().zip(config.student.source.adaptation()) {
+                    findings.keep("student", adaptation.factors(whole));
+                }
+                (whole, from)
             }
         };
         // A folder that is missing is on the list already, unless only its tokenizer was wanted.
@@ -489,7 +527,18 @@ impl Models {
     }
 }
 
-fn cut(whole: &ModelConfig, layers: &[usize]) -> Result<ModelConfig> {
+/// The shape of a cut; of one whose layers are to be chosen, that of the first ones.
+fn cut(whole: &ModelConfig, layers: &Layers) -> Result<ModelConfig> {
+    let layers = match layers {
+        Layers::These(layers) => layers,
+        Layers::Auto { count, .. } if *count <= whole.layers => &(0..*count).collect(),
+        Layers::Auto { count, .. } => {
+            return Err(Error::input(format!(
+                "student.count = {count}, but the model it is cut from has {} layers",
+                whole.layers
+            )));
+        }
+    };
     match layers.iter().find(|&&i| i >= whole.layers) {
         None => Ok(whole.with_layers(layers)),
         Some(beyond) => Err(Error::input(format!(
@@ -500,8 +549,8 @@ fn cut(whole: &ModelConfig, layers: &[usize]) -> Result<ModelConfig> {
 }
 
 /// Refuses hidden states that nobody can give or compare.
-fn hidden_layers(config: &RunConfig, models: &Models, devices: &Devices) -> Result<Vec<[usize; 2]>> {
-    let Some(hidden) = &config.loss.hidden else { return Ok(vec![]) };
+fn hidden_can_be_compared(config: &RunConfig, models: &Models, devices: &Devices) -> Result<()> {
+    let Some(hidden) = &config.loss.hidden else { return Ok(()) };
     let Some(teacher) = &models.teacher else {
         return Err(Error::input(
             "loss.hidden needs the teacher's own layers, which a cache does not have: take a live teacher",
@@ -517,7 +566,7 @@ fn hidden_layers(config: &RunConfig, models: &Models, devices: &Devices) -> Resu
             "loss.hidden is computed on the CPU alone: set student.device = \"cpu\", or leave it out",
         ));
     }
-    hidden.pairs(&config.student.source, models.student.layers, teacher.layers)
+    hidden.pairs(&config.student.source, models.student.layers, teacher.layers).map(|_| ())
 }
 
 struct Corpora {

@@ -317,6 +317,34 @@ impl<'a> Reader<'a> {
         Some(paths)
     }
 
+    pub fn is_text(&self, key: &str) -> bool {
+        matches!(self.node(key), Some(Node { value: Value::String(_), .. }))
+    }
+
+    /// A list of distinct names.
+    pub fn names(&mut self, key: &str) -> Option<Vec<String>> {
+        let node = self.node(key)?;
+        let Value::Array(items) = &node.value else {
+            self.refuse_type(key, node, "a list of strings");
+            return None;
+        };
+        let mut names: Vec<String> = vec![];
+        for (i, item) in items.iter().enumerate() {
+            let name = format!("{key}[{i}]");
+            match &item.value {
+                Value::String(text) if names.contains(text) => {
+                    self.problems.add(item.place, format!("{name} = {text:?}: allowed: each name once"));
+                }
+                Value::String(text) => names.push(text.clone()),
+                _ => self.refuse_type(&name, item, "a string"),
+            }
+        }
+        if items.is_empty() {
+            self.outside(key, "at least one name; without the key all matrices of the blocks are meant");
+        }
+        Some(names)
+    }
+
     /// A list of non-negative integers in strictly ascending order.
     pub fn ascending(&mut self, key: &str) -> Option<Vec<usize>> {
         let node = self.node(key)?;

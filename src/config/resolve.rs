@@ -145,15 +145,16 @@ fn student(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option<Studen
 }
 
 fn student_source(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option<StudentSource> {
-    const KINDS: [&str; 3] = ["local", "fresh", "pruned"];
+    const KINDS: [&str; 4] = ["local", "fresh", "pruned", "lora"];
     if !r.has("student.kind") {
-        r.missing("student.kind", "give one of local (path) | fresh (config) | pruned (layers)");
+        r.missing("student.kind", "give one of local (path) | fresh (config) | pruned (layers) | lora (from)");
     }
-    let kind = r.word("student.kind", &KINDS, &["lora"])?;
+    let kind = r.word("student.kind", &KINDS, &[])?;
     let used: &[&str] = match kind {
         "local" => &["path"],
         "fresh" => &["config", "tokenizer"],
-        _ => &["layers", "from"],
+        "pruned" => &["layers", "count", "rows", "from"],
+        _ => &["from", "rank", "alpha", "targets"],
     };
     // A key that does nothing would look as if it did something.
     for (key, full) in [
@@ -161,7 +162,12 @@ fn student_source(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option
         ("config", "student.config"),
         ("tokenizer", "student.tokenizer"),
         ("layers", "student.layers"),
+        ("count", "student.count"),
+        ("rows", "student.rows"),
         ("from", "student.from"),
+        ("rank", "student.rank"),
+        ("alpha", "student.alpha"),
+        ("targets", "student.targets"),
     ] {
         if r.has(full) && !used.contains(&key) {
             r.refuse(full, format!("is not used by student.kind = {kind:?}, which takes {}", used.join(", ")));
@@ -182,15 +188,55 @@ fn student_source(r: &mut Reader<'_>, teacher: Option<&TeacherConfig>) -> Option
             let tokenizer = model_or_teacher(r, "student.tokenizer", teacher, "the folder of a tokenizer");
             Some(StudentSource::Fresh { config: config?, tokenizer: tokenizer? })
         }
-        _ => {
-            if !r.has("student.layers") {
-                r.missing("student.layers", "list the layers to keep, for example [0, 2, 4]");
-            }
-            let layers = r.ascending("student.layers");
+        "pruned" => {
+            let layers = layers(r);
             let from = model_or_teacher(r, "student.from", teacher, "the folder of the model to cut");
+            if let (Some(Layers::Auto { .. }), Some(from)) = (&layers, &from)
+                && !teacher.is_some_and(|t| t.kind == TeacherKind::Local && t.path == *from)
+            {
+                r.refuse(
+                    "student.layers",
+                    "measures the cuts by what the whole model says, so the [teacher] has to be the model that is cut: \
+                     teacher.kind = \"local\" with the path of student.from. Otherwise list the layers",
+                );
+            }
             Some(StudentSource::Pruned { from: from?, layers: layers? })
         }
+        _ => {
+            let rank = r.size("student.rank", 1).unwrap_or(16);
+            let alpha = r.float("student.alpha", 32.0, Numbers::Positive);
+            let targets = r.names("student.targets");
+            let from = model_or_teacher(r, "student.from", teacher, "the folder of the model to adapt");
+            Some(StudentSource::Lora { from: from?, rank, alpha, targets })
+        }
     }
+}
+
+/// The layers that a cut keeps: a list, or "auto" with their number.
+fn layers(r: &mut Reader<'_>) -> Option<Layers> {
+    if !r.has("student.layers") {
+        r.missing(
+            "student.layers",
+            "list the layers to keep, for example [0, 2, 4], or give \"auto\" with student.count",
+        );
+    }
+    let (count, rows) = (r.size("student.count", 1), r.size("student.rows", 1));
+    if !r.is_text("student.layers") {
+        for key in ["student.count", "student.rows"] {
+            if r.has(key) {
+                r.refuse(key, "is for student.layers = \"auto\" alone: leave it out");
+            }
+        }
+        return r.ascending("student.layers").map(Layers::These);
+    }
+    if r.text("student.layers")? != Layers::AUTO {
+        r.outside("student.layers", "a list of layers, or \"auto\" with student.count");
+        return None;
+    }
+    if !r.has("student.count") {
+        r.missing("student.count", "say how many layers student.layers = \"auto\" is to keep");
+    }
+    Some(Layers::Auto { count: count?, rows: rows.unwrap_or(64) })
 }
 
 /// The model at `key`, by default the teacher's.

@@ -18,8 +18,21 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "teacher", keys: &["kind", "path", "tokenizer", "dtype", "device"], later: &[] },
     Section {
         name: "student",
-        keys: &["kind", "path", "config", "tokenizer", "layers", "from", "device"],
-        later: &["rank", "alpha", "targets"],
+        keys: &[
+            "kind",
+            "path",
+            "config",
+            "tokenizer",
+            "layers",
+            "count",
+            "rows",
+            "from",
+            "rank",
+            "alpha",
+            "targets",
+            "device",
+        ],
+        later: &[],
     },
     Section { name: "cache", keys: &["codec", "k", "draws", "values", "write_through"], later: &[] },
     Section {

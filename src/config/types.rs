@@ -3,11 +3,13 @@
 
 use std::path::PathBuf;
 
+use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use crate::cache::is_cache;
 use crate::device::{DeviceChoice, Devices};
 use crate::error::Result;
+use crate::model::Adaptation;
 
 /// Declares a kind that is written as one word in the config and on the command line.
 macro_rules! words {
@@ -207,8 +209,88 @@ pub enum StudentSource {
     Local { path: PathBuf },
     /// Random weights in the shape of a Hugging Face config.json, with the tokenizer of another folder or of a GGUF file.
     Fresh { config: PathBuf, tokenizer: PathBuf },
-    /// `layers` of `from`, in ascending order.
-    Pruned { from: PathBuf, layers: Vec<usize> },
+    /// `layers` of `from`.
+    Pruned {
+        from: PathBuf,
+        #[serde(flatten)]
+        layers: Layers,
+    },
+    /// `from` as it is, with low-rank adapters that alone learn.
+    Lora {
+        from: PathBuf,
+        rank: usize,
+        alpha: f64,
+        /// Names of the blocks' matrices; None: all.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        targets: Option<Vec<String>>,
+    },
+}
+
+/// Which layers a cut keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Layers {
+    /// In ascending order.
+    These(Vec<usize>),
+    /// So many, chosen by what leaving each one out costs on the first `rows` rows.
+    Auto { count: usize, rows: usize },
+}
+
+impl Serialize for Layers {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut keys = serializer.serialize_map(None)?;
+        match self {
+            Self::These(layers) => keys.serialize_entry("layers", layers)?,
+            Self::Auto { count, rows } => {
+                keys.serialize_entry("layers", Self::AUTO)?;
+                keys.serialize_entry("count", count)?;
+                keys.serialize_entry("rows", rows)?;
+            }
+        }
+        keys.end()
+    }
+}
+
+impl Layers {
+    pub const AUTO: &str = "auto";
+}
+
+impl StudentConfig {
+    /// How many layers are to be chosen, and on how many rows, if they are not known yet.
+    pub fn search(&self) -> Option<(usize, usize)> {
+        match self.source {
+            StudentSource::Pruned { layers: Layers::Auto { count, rows }, .. } => Some((count, rows)),
+            _ => None,
+        }
+    }
+
+    /// Replaces "auto" by the layers that were chosen.
+    pub fn choose(&mut self, chosen: Vec<usize>) {
+        if let StudentSource::Pruned { layers, .. } = &mut self.source {
+            *layers = Layers::These(chosen);
+        }
+    }
+
+    /// Takes over what was chosen for a run that is resumed, instead of choosing again.
+    pub fn keep_chosen(&mut self, run: &Self) {
+        if let (Some((count, _)), StudentSource::Pruned { from, .. }) = (self.search(), &self.source)
+            && let StudentSource::Pruned { from: theirs, layers: Layers::These(layers) } = &run.source
+            && (from, count) == (theirs, layers.len())
+        {
+            self.choose(layers.clone());
+        }
+    }
+}
+
+impl StudentSource {
+    /// The adapters of a student of kind "lora".
+    pub fn adaptation(&self) -> Option<Adaptation> {
+        match self {
+            Self::Lora { rank, alpha, targets, .. } => {
+                Some(Adaptation { rank: *rank, alpha: *alpha, targets: targets.clone() })
+            }
+            Self::Local { .. } | Self::Fresh { .. } | Self::Pruned { .. } => None,
+        }
+    }
 }
 
 /// How a conversation becomes text.

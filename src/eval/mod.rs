@@ -2,11 +2,13 @@
 
 mod bootstrap;
 mod codec;
+mod cuts;
 mod report;
 mod row;
 
 pub use bootstrap::{Interval, gap_closed};
 pub use codec::{CodecCost, codec_cost};
+pub use cuts::{Cut, Cuts, choose_layers, work};
 pub use report::{EvalReport, RowSums};
 pub use row::{Comparison, TargetStats, Word, argmax};
 

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::embedding::gather;
 use super::gemm::{Mat, MatMut, Panels, Precision, matmul};
 use super::storage::{overwrite, tensor, with_f32};
-use super::{GradSlot, Quantised, math, rows_per_task};
+use super::{Adapter, GradSlot, Quantised, math, rows_per_task};
 
 /// A matrix `[out, in]`, or any other tensor of a model.
 #[derive(Debug, Clone)]
@@ -157,28 +157,47 @@ impl Weight {
     }
 }
 
-/// A dense layer: weight `[out, in]`, optional bias `[out]`. Without gradient slots it is frozen. `precision` is what the
-/// operands of a dense weight's products are rounded to.
+/// A dense layer: weight `[out, in]`, optional bias `[out]`, optional low-rank correction. Without gradient slots it is
+/// frozen. `precision` is what the operands of a dense weight's products are rounded to.
 #[derive(Debug, Clone)]
 pub struct Linear {
     pub weight: Weight,
     pub bias: Option<Tensor>,
     pub weight_grad: Option<GradSlot>,
     pub bias_grad: Option<GradSlot>,
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 impl Linear {
+    /// A layer of `weight` alone that does not learn.
+    pub fn frozen(weight: Weight) -> Self {
+        Self { weight, bias: None, weight_grad: None, bias_grad: None, adapter: None }
+    }
+
     /// `[n, in]` to `[n, out]`.
     pub fn forward(&self, x: &Tensor, precision: Precision) -> Result<Tensor> {
-        on_gpu!(x => cuda::forward(self, x, None, precision));
-        let (rows, outer) = (x.dim(0)?, self.weight.dims()[0]);
-        self.onto(x, vec![0.0f32; rows * outer], precision, false)
+        self.corrected(x, self.uncorrected(x, None, precision)?, precision)
     }
 
     /// `residual + x Wᵀ + b`, residual `[n, out]`.
     pub fn forward_onto(&self, x: &Tensor, residual: &Tensor, precision: Precision) -> Result<Tensor> {
-        on_gpu!(x => cuda::forward(self, x, Some(residual), precision));
-        self.onto(x, with_f32(residual, <[f32]>::to_vec)?, precision, true)
+        self.corrected(x, self.uncorrected(x, Some(residual), precision)?, precision)
+    }
+
+    fn corrected(&self, x: &Tensor, y: Tensor, precision: Precision) -> Result<Tensor> {
+        match &self.adapter {
+            Some(adapter) => adapter.forward_onto(x, &y, precision),
+            None => Ok(y),
+        }
+    }
+
+    fn uncorrected(&self, x: &Tensor, residual: Option<&Tensor>, precision: Precision) -> Result<Tensor> {
+        on_gpu!(x => cuda::forward(self, x, residual, precision));
+        let (rows, outer) = (x.dim(0)?, self.weight.dims()[0]);
+        match residual {
+            None => self.onto(x, vec![0.0f32; rows * outer], precision, false),
+            Some(residual) => self.onto(x, with_f32(residual, <[f32]>::to_vec)?, precision, true),
+        }
     }
 
     fn onto(&self, x: &Tensor, mut y: Vec<f32>, precision: Precision, accumulate: bool) -> Result<Tensor> {
@@ -196,9 +215,23 @@ impl Linear {
         tensor(y, (rows, outer))
     }
 
-    /// Adds the weight's and the bias's gradients to their slots and returns ∂x, `[n, in]`; with `onto` it is added to
+    /// Adds the gradients of weight, bias and correction to their slots and returns ∂x, `[n, in]`; with `onto` it is added to
     /// that tensor, which nobody else may need any more.
     pub fn backward(&self, x: &Tensor, dy: &Tensor, onto: Option<Tensor>, precision: Precision) -> Result<Tensor> {
+        let dx = self.backward_uncorrected(x, dy, onto, precision)?;
+        match &self.adapter {
+            Some(adapter) => adapter.backward(x, dy, dx, precision),
+            None => Ok(dx),
+        }
+    }
+
+    fn backward_uncorrected(
+        &self,
+        x: &Tensor,
+        dy: &Tensor,
+        onto: Option<Tensor>,
+        precision: Precision,
+    ) -> Result<Tensor> {
         let (rows, inner) = x.dims2()?;
         let outer = dy.dim(1)?;
         if self.weight.dims() != [outer, inner] || dy.dim(0)? != rows {

@@ -18,6 +18,7 @@ macro_rules! on_gpu {
 }
 
 mod adamw;
+mod adapter;
 mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -40,6 +41,7 @@ mod swiglu;
 mod tests;
 
 pub use adamw::{AdamWUpdate, sums_of_squares};
+pub use adapter::Adapter;
 pub use attention::{AttentionShape, QUERY_BLOCK, Span, Spans};
 pub use divergence::{RowScales, RowSums, TeacherRows, cross_entropy_rows, forward_kl_rows};
 pub use embedding::{add_rows, gather};

@@ -130,6 +130,7 @@ fn linear_equals_the_composed_product_with_and_without_bias(device) {
                 bias: bias.as_ref().map(there),
                 weight_grad: Some(dw.clone()),
                 bias_grad: bias.as_ref().map(|_| db.clone()),
+                adapter: None,
             };
             let (wv, bv) = (Var::from_tensor(&w).unwrap(), Var::from_tensor(&b).unwrap());
             let reference = |x: &Tensor| -> Result<Tensor> {
@@ -159,7 +160,7 @@ fn linear_in_bf16_is_within_a_percent_of_f32_forward_and_backward(device) {
         let run = |precision: Precision| {
             let dw = slot(&w);
             let weight = Weight::Dense(w.clone());
-            let layer = Linear { weight, bias: None, weight_grad: Some(dw.clone()), bias_grad: None };
+            let layer = Linear { weight, bias: None, weight_grad: Some(dw.clone()), bias_grad: None, adapter: None };
             let y = layer.forward(&x, precision).unwrap();
             let dx = layer.backward(&x, &dy, None, precision).unwrap();
             [y, dx, gradient(&dw)]
@@ -175,7 +176,7 @@ fn weight_gradients_accumulate_over_calls_and_frozen_layers_have_none(device) {
     let (x, w) = (noise_on(device, &[4, 3], 1), noise_on(device, &[2, 3], 2));
     let dw = slot(&w);
     let mut layer =
-        Linear { weight: Weight::Dense(w.clone()), bias: None, weight_grad: Some(dw.clone()), bias_grad: None };
+        Linear { weight: Weight::Dense(w.clone()), bias: None, weight_grad: Some(dw.clone()), bias_grad: None, adapter: None };
     let run = |layer: &Linear| layer.backward(&x, &noise_on(device, &[4, 2], 5), None, Precision::F32).unwrap();
     run(&layer);
     let once = gradient(&dw);
@@ -184,6 +185,45 @@ fn weight_gradients_accumulate_over_calls_and_frozen_layers_have_none(device) {
     layer.weight_grad = None;
     run(&layer);
     assert_close(&gradient(&dw), &(&once * 2.0).unwrap(), "a frozen call");
+}
+
+fn a_low_rank_correction_has_the_values_and_gradients_of_the_formula(device) {
+    let (x, w, a, b, bias) =
+        (noise(&[33, 20], 1), noise(&[17, 20], 2), noise(&[4, 20], 3), noise(&[17, 4], 4), noise(&[17], 5));
+    let there = |t: &Tensor| t.to_device(device).unwrap();
+    let (da, db) = (slot(&there(&a)), slot(&there(&b)));
+    let factor = |t: &Tensor, grad: &GradSlot| Linear {
+        weight_grad: Some(grad.clone()),
+        ..Linear::frozen(Weight::Dense(there(t)))
+    };
+    let adapter = Adapter { down: factor(&a, &da), up: factor(&b, &db), scale: 0.3 };
+    let merged = Linear::frozen(Weight::Dense(adapter.merged(&there(&w)).unwrap()));
+    let layer = Linear {
+        bias: Some(there(&bias)),
+        adapter: Some(adapter.into()),
+        ..Linear::frozen(Weight::Dense(there(&w)))
+    };
+    let (av, bv) = (Var::from_tensor(&a).unwrap(), Var::from_tensor(&b).unwrap());
+    let reference = |x: &Tensor| -> Result<Tensor> {
+        let low = (x.matmul(&av.t()?)?.matmul(&bv.t()?)? * 0.3)?;
+        (x.matmul(&w.t()?)? + low)?.broadcast_add(&bias)
+    };
+    let fused = |v: &[Tensor], dy: &dyn Fn(&Tensor) -> Tensor| {
+        let y = layer.forward(&v[0], Precision::F32)?;
+        let dx = layer.backward(&v[0], &dy(&y), None, Precision::F32)?;
+        Ok((y, vec![dx]))
+    };
+    agree(device, "low rank", std::slice::from_ref(&x), fused, |v| reference(&v[0]));
+    let want = (reference(&x).unwrap() * noise(&[33, 17], 99)).unwrap().sum_all().unwrap().backward().unwrap();
+    assert_close(&gradient(&da), want.get(&av).unwrap(), "dA");
+    assert_close(&gradient(&db), want.get(&bv).unwrap(), "dB");
+    let (there, residual) = (there(&x), noise_on(device, &[33, 17], 6));
+    let onto = layer.forward_onto(&there, &residual, Precision::F32).unwrap();
+    let alone = layer.forward(&there, Precision::F32).unwrap();
+    assert_close(&onto, &(&alone + residual).unwrap(), "residual");
+    let bias = bias.to_device(device).unwrap();
+    let merged = merged.forward(&there, Precision::F32).unwrap().broadcast_add(&bias).unwrap();
+    assert_close(&merged, &alone, "merged");
 }
 
 fn rms_norm_equals_the_composed_formula_on_rows_and_on_heads(device) {
@@ -284,7 +324,7 @@ fn linear_adds_onto_a_residual_and_onto_a_gradient(device) {
     let on = |shape: &[usize], seed| noise_on(device, shape, seed);
     let (x, w, b, dy) = (on(&[9, 6], 1), on(&[5, 6], 2), on(&[5], 3), on(&[9, 5], 4));
     let (weight, residual) = (Weight::Dense(w), on(&[9, 5], 5));
-    let layer = Linear { weight, bias: Some(b), weight_grad: None, bias_grad: None };
+    let layer = Linear { weight, bias: Some(b), weight_grad: None, bias_grad: None, adapter: None };
     let alone = layer.forward(&x, Precision::F32).unwrap();
     let onto = layer.forward_onto(&x, &residual, Precision::F32).unwrap();
     assert_close(&onto, &(alone + &residual).unwrap(), "residual");
@@ -387,6 +427,6 @@ fn embedding_rows_are_gathered_and_scattered_in_place(device) {
 fn a_kernel_refuses_what_is_not_f32() {
     let x = noise(&[2, 3], 1).to_dtype(DType::F64).unwrap();
     let weight = Weight::Dense(noise(&[4, 3], 2));
-    let layer = Linear { weight, bias: None, weight_grad: None, bias_grad: None };
+    let layer = Linear { weight, bias: None, weight_grad: None, bias_grad: None, adapter: None };
     assert!(layer.forward(&x, Precision::F32).is_err());
 }

@@ -84,7 +84,13 @@ impl HiddenMatch {
 }
 
 fn projection(parameter: &Parameter) -> Result<Linear> {
-    Ok(Linear { weight: parameter.weight.clone(), bias: None, weight_grad: parameter.grad.clone(), bias_grad: None })
+    Ok(Linear {
+        weight: parameter.weight.clone(),
+        bias: None,
+        weight_grad: parameter.grad.clone(),
+        bias_grad: None,
+        adapter: None,
+    })
 }
 
 /// Σ over rows of the distance, and `scale` times its gradient with respect to `s`; both `[N, width]`.

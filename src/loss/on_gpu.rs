@@ -34,6 +34,7 @@ impl Objective {
             bias: None,
             weight_grad: head.grad.cloned(),
             bias_grad: None,
+            adapter: None,
         };
         let teacher_width = signal.map_or(0, TeacherSignal::logits_per_target);
         let limit = self.logits.rows_per_chunk.unwrap_or(ChunkedLogits::rows_on_gpu(vocab.max(teacher_width)));

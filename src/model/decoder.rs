@@ -25,8 +25,8 @@ use crate::kernels::{Precision, SoftCap, Span, Spans, add_rows, gather};
 pub struct Decoder {
     config: ModelConfig,
     parameters: Parameters,
-    blocks: Vec<Block>,
-    norm: Norm,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: Norm,
     rotations: Rotations,
     device: Device,
 }
@@ -249,7 +249,7 @@ impl Decoder {
     }
 
     /// Where all tokens attend, and where the targets do.
-    fn layout(&self, batch: &Batch) -> Result<(Layout, Asked)> {
+    pub(super) fn layout(&self, batch: &Batch) -> Result<(Layout, Asked)> {
         let spans = batch.cu_lens.windows(2).map(|w| Span { q: w[0]..w[1], k: w[0]..w[1] }).collect();
         let positions: Vec<u32> = batch.target_rows.iter().map(|&row| batch.positions[row as usize]).collect();
         let asked = Asked {
@@ -264,7 +264,7 @@ impl Decoder {
     }
 
     /// `[T, D]`; each token with its position in its row, where positions are learned.
-    fn embed(&self, tokens: &[u32], positions: &[u32]) -> Result<Tensor> {
+    pub(super) fn embed(&self, tokens: &[u32], positions: &[u32]) -> Result<Tensor> {
         if let Some(id) = tokens.iter().find(|&&id| id as usize >= self.config.vocab_size) {
             return Err(Error::input(format!(
                 "token id {id} lies beyond the model's vocabulary of {}; its tokenizer belongs to another model",

@@ -1,5 +1,6 @@
 //! One trainable decoder for all families, and the folders it is read from.
 
+mod adapters;
 mod block;
 mod config;
 mod decoder;
@@ -9,6 +10,7 @@ mod kv_cache;
 mod mlp;
 mod norm;
 mod parameter;
+mod passage;
 mod rope;
 mod sample;
 mod stored;
@@ -17,12 +19,14 @@ mod weights;
 
 use std::path::Path;
 
+pub use adapters::{Adaptation, Factors};
 pub use config::{Family, Mlp, ModelConfig, NormKind};
 pub use decoder::{Decoder, Keep, Trace};
 pub use generate::{Finish, Prompt, generate, seed_of};
 pub use gguf::Gguf;
 pub use kv_cache::KvCache;
-pub use parameter::{Parameter, Parameters};
+pub use parameter::{LowRank, Parameter, Parameters};
+pub use passage::Passage;
 pub use rope::{RopeScaling, Rotation};
 pub use sample::{Sampler, Sampling};
 pub use stored::Stored;
@@ -50,9 +54,16 @@ impl Decoder {
         Self::from_parameters(config, parameters)
     }
 
-    /// A frozen copy as it is now, its matrices packed: what generates many tokens is worth packing. The same bits come out.
+    /// A frozen copy as it is now, merged with its adapters, its matrices packed: what generates many tokens is worth packing.
     pub fn packed(&self) -> Result<Self> {
-        let weight = |p: &Parameter| Ok((p.name.clone(), p.weight.values()?));
+        let weight = |p: &Parameter| {
+            let values = p.weight.values()?;
+            let merged = match &p.adapter {
+                Some(adapter) => adapter.layer()?.merged(&values)?,
+                None => values,
+            };
+            Ok((p.name.clone(), merged))
+        };
         let weights = self.parameters().iter().map(weight).collect::<Result<_>>()?;
         Self::frozen(self.config().clone(), weights, Precision::F32, self.device())
     }

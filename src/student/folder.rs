@@ -50,7 +50,7 @@ impl Companions {
 }
 
 /// Writes config.json, model.safetensors and the companions into the existing folder `dir`. Weights that are packed or
-/// quantised are unpacked one at a time.
+/// quantised are unpacked one at a time, and those with an adapter are merged with it.
 ///
 /// Errors (exit 1): the disk.
 pub fn write_model(dir: &Path, model: &Decoder, companions: &Companions, dtype: Dtype) -> Result<()> {
@@ -66,17 +66,22 @@ pub fn write_model(dir: &Path, model: &Decoder, companions: &Companions, dtype: 
     for (name, content) in &companions.0 {
         write(name, content)?;
     }
-    let weight = |name: &str| Ok::<_, Error>(&model.parameters().get(name)?.weight);
+    let weight = |name: &str| {
+        let parameter = model.parameters().get(name)?;
+        let adapter = parameter.adapter.as_ref().map(|adapter| adapter.layer()).transpose()?;
+        Ok::<_, Error>((&parameter.weight, adapter))
+    };
     let stored = model.config().stored_tensors().into_iter().map(|stored| {
         let weights = stored.parts.iter().map(|part| weight(&part.name)).collect::<Result<Vec<_>>>()?;
         Ok((stored, weights))
     });
     let stored = stored.collect::<Result<Vec<_>>>()?;
     let entries = stored.iter().map(|(stored, weights)| {
-        let values = match weights[..] {
+        let values = match &weights[..] {
             _ if stored.conv1d => Values::Conv1d(weights),
-            [Weight::Dense(tensor)] => Values::Tensor(tensor),
-            _ => Values::Weight(weights[0]),
+            [(weight, Some(adapter)), ..] => Values::Adapted(weight, adapter),
+            [(Weight::Dense(tensor), None)] => Values::Tensor(tensor),
+            _ => Values::Weight(weights[0].0),
         };
         Entry { name: &stored.name, shape: &stored.shape, values }
     });

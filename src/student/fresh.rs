@@ -39,7 +39,8 @@ pub fn random_matrix(name: &str, shape: (usize, usize), deviation: f64, seed: u6
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
-fn tensor_seed(seed: u64, name: &str) -> [u8; 32] {
+/// The random numbers of one tensor.
+pub(super) fn tensor_seed(seed: u64, name: &str) -> [u8; 32] {
     Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize().into()
 }
 

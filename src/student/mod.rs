@@ -2,6 +2,7 @@
 
 mod folder;
 mod fresh;
+mod lora;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,6 +11,7 @@ use candle_core::Tensor;
 
 pub use folder::{Companions, write_model};
 pub use fresh::{fresh_weights, random_matrix};
+pub use lora::{fresh_adapters, read_adapters, write_adapters};
 
 use crate::error::{Error, Result};
 use crate::model::{Decoder, ModelConfig, Weights, load_some_weights};

@@ -4,9 +4,9 @@ use crate::error::Result;
 use crate::kernels::sums_of_squares;
 use crate::model::Parameters;
 
-/// √Σ g² over all gradients, summed in name order.
+/// √Σ g² over all gradients, summed in a fixed order.
 pub fn global_norm(parameters: &Parameters) -> Result<f64> {
-    let gradients: Vec<_> = parameters.iter().filter_map(|p| p.grad.as_ref()).map(|slot| slot.tensor()).collect();
+    let gradients: Vec<_> = parameters.trainable().filter_map(|p| p.grad.as_ref()).map(|slot| slot.tensor()).collect();
     Ok(sums_of_squares(&gradients)?.iter().sum::<f64>().sqrt())
 }
 

@@ -38,8 +38,7 @@ impl AdamW {
             let first = p.tensor()?.zeros_like()?;
             Ok(Moments { second: first.zeros_like()?, first })
         };
-        let trainable = parameters.iter().filter(|p| p.grad.is_some());
-        let moments = trainable.map(|p| Ok((p.name.clone(), zeros(p)?))).collect::<Result<_>>()?;
+        let moments = parameters.trainable().map(|p| Ok((p.name.clone(), zeros(p)?))).collect::<Result<_>>()?;
         Ok(Self { config, moments })
     }
 
@@ -71,7 +70,7 @@ impl AdamW {
     pub fn step(&mut self, parameters: &Parameters, step: u64, learning_rate: f64, gradient_scale: f64) -> Result<()> {
         let AdamWConfig { beta1, beta2, epsilon, weight_decay } = self.config;
         let t = (step + 1) as f64;
-        for parameter in parameters.iter() {
+        for parameter in parameters.trainable() {
             let (Some(slot), Some(moments)) = (&parameter.grad, self.moments.get(&parameter.name)) else { continue };
             let decay = if parameter.spec().decays() { weight_decay } else { 0.0 };
             let update = AdamWUpdate {

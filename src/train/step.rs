@@ -143,7 +143,7 @@ impl Stepper<'_> {
         // A sum of squares is finite only if every term is; at worst it overflows where they are.
         let broken = |slot: &GradSlot| sums_of_squares(&[slot.tensor()]).is_ok_and(|sums| !sums[0].is_finite());
         let learned = self.learned();
-        let tensor = learned.iter().find(|p| p.grad.as_ref().is_some_and(broken));
+        let tensor = learned.trainable().find(|p| p.grad.as_ref().is_some_and(broken));
         let tensor = tensor.map_or(String::new(), |p| format!(", first in the gradient of {}", p.name));
         let first = micro.iter().find_map(|b| b.rows.first());
         let rows = first.map_or(String::new(), |r| format!("; its rows start at {}:{}", r.file.display(), r.line));

@@ -27,6 +27,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.parametrize
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -407,9 +408,9 @@ def learning_rate(step):
     return STEP["peak_learning_rate"] * ((step + 1) / warmup if step < warmup else (steps - step) / (steps - warmup))
 
 
-def run_steps(teacher, student, batches, decay_matrices=None, decay_vectors=0.0):
+def run_steps(teacher, student, batches, decay_matrices=None, decay_vectors=0.0, only=None):
     """Ten AdamW steps: what each step saw before its update, and the gradients of step 0 by name (divided by N, not clipped)."""
-    parameters = dict(student.named_parameters())
+    parameters = dict(student.named_parameters()) if only is None else only
     decay_matrices = STEP["weight_decay"] if decay_matrices is None else decay_matrices
     optimizer = torch.optim.AdamW(
         [{"params": [p for p in parameters.values() if p.dim() >= 2], "weight_decay": decay_matrices},
@@ -453,6 +454,45 @@ def make_step():
             effect = max(abs(a["loss"] - b["loss"]) for a, b in zip(history, wrong))
             print(f"step/{name}: losses {history[0]['loss']:.4f} to {history[-1]['loss']:.4f}, {other} moves one by {effect:.1e}")
             assert effect > 2e-5
+
+
+# ------------------------------------------------------------------------------------------------------------------ lora
+
+LORA = {"base": "step/student_qwen2", "rank": 3, "alpha": 6.0, "scale": "alpha / rank: W + scale B A"}
+
+
+class LowRank(torch.nn.Module):
+    """A frozen matrix with scale B A added, A [rank, in] and B [out, rank]."""
+
+    def __init__(self, weight, name):
+        super().__init__()
+        draw = lambda letter, *shape: torch.nn.Parameter(
+            0.3 * torch.randn(shape, generator=generator(f"lora/{name}.{letter}")))
+        self.a, self.b = draw("A", LORA["rank"], weight.shape[1]), draw("B", weight.shape[0], LORA["rank"])
+
+    def forward(self, weight):
+        return weight + LORA["alpha"] / LORA["rank"] * self.b @ self.a
+
+
+def make_lora():
+    """The ten steps of `step` for a frozen student whose blocks' matrices have low-rank factors, which alone learn."""
+    folder = fresh_folder("lora")
+    teacher = load(HERE / "step" / "teacher").requires_grad_(False)
+    student = load(HERE / LORA["base"]).requires_grad_(False)
+    factors = {}
+    for name, module in list(student.named_modules()):
+        if isinstance(module, torch.nn.Linear) and ".layers." in name:
+            low = LowRank(module.weight, name)
+            torch.nn.utils.parametrize.register_parametrization(module, "weight", low)
+            factors |= {f"base_model.model.{name}.lora_{letter}.weight": p for letter, p in (("A", low.a), ("B", low.b))}
+    assert len(factors) == 2 * 2 * 7
+    save({name: p.detach().clone() for name, p in factors.items()}, folder / "adapters.safetensors")
+    assert sum(p.requires_grad for p in student.parameters()) == len(factors)
+    history, gradients = run_steps(teacher, student, make_batches(), only=factors)
+    assert all(g.abs().max() > 0 for g in gradients.values())
+    save(gradients, folder / "expected.safetensors")
+    write_json(folder / "expected.json", {**STEP, **LORA, **{k: [h[k] for h in history] for k in history[0]}})
+    print(f"lora: losses {history[0]['loss']:.4f} to {history[-1]['loss']:.4f}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- losses
@@ -740,6 +780,7 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     make_models()
     make_step()
+    make_lora()
     make_losses()
     make_chat()
     size = sum(f.stat().st_size for f in HERE.rglob("*") if f.is_file())

@@ -67,12 +67,13 @@ struct Operations {
 
 /// A run's own first steps.
 fn of_config(file: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
-    let mut config = config::load_to_read(file)?;
+    let mut config = config::load_to_read(file, &[])?;
     if config.rollout.take().is_some() {
         screen.line("the steps are timed on the corpus's own rows, without rollouts: a run reports what these take");
     }
     let devices = config.devices(args.device.choice)?;
-    let plan = Plan::new(config, devices, screen)?;
+    let mut plan = Plan::new(config, devices, screen)?;
+    plan.stand_in()?;
     plan.notices.iter().for_each(|notice| screen.line(&notice.line()));
     let teacher = build::teacher(&plan, screen)?;
     let student = build::student(&plan, teacher.as_ref(), screen)?;
@@ -235,14 +236,15 @@ fn time(
     if let Some(config) = teacher {
         products.add_teacher(config, size, teacher_precision);
     }
-    products.add_student(student, size, stepper.precision);
+    let frozen = stepper.student.head()?.grad.is_none();
+    products.add_student(student, size, stepper.precision, frozen);
     let on_cpu = !device.device.is_cuda() && !devices.teacher.device.is_cuda();
     let head = |c: &ModelConfig| 2.0 * targets * (c.vocab_size * c.hidden_size) as f64;
     let flops = Operations {
         teacher: teacher.map_or(0.0, |t| block_operations(t, size)),
         forward: block_operations(student, size),
-        head: teacher.map_or(0.0, head) + 3.0 * head(student),
-        backward: 2.0 * block_operations(student, size),
+        head: teacher.map_or(0.0, head) + if frozen { 2.0 } else { 3.0 } * head(student),
+        backward: if frozen { 1.0 } else { 2.0 } * block_operations(student, size),
     };
     let (peak_memory, peak_gpu_memory) = (peak_rss_bytes(), gpu_peak(&device.device));
     let products = on_cpu.then(|| products.seconds());

@@ -54,19 +54,21 @@ impl Products {
         self.add_head(model, size, precision, Kind::Frozen);
     }
 
-    /// The student's, forward and backward; its logits are f32.
-    pub fn add_student(&mut self, model: &ModelConfig, size: Size, precision: Precision) {
+    /// The student's, forward and backward; its logits are f32. `frozen`: its own weights do not learn, and what its adapters
+    /// multiply is not counted.
+    pub fn add_student(&mut self, model: &ModelConfig, size: Size, precision: Precision, frozen: bool) {
+        let learns = usize::from(!frozen);
         for (rows, count, (inner, outer)) in linears(model, size) {
             self.add(count, rows, inner, outer, precision, Kind::Forward);
             self.add(count, rows, outer, inner, precision, Kind::Input);
-            self.add(count, outer, rows, inner, precision, Kind::Weight);
+            self.add(count * learns, outer, rows, inner, precision, Kind::Weight);
         }
         // Two products forward, five backward.
         self.add_attention(model, size, 7);
         self.add_head(model, size, Precision::F32, Kind::Forward);
         let (rows, chunks) = chunks(model, size);
         self.add(chunks, rows, model.vocab_size, model.hidden_size, precision, Kind::Input);
-        self.add(chunks, model.vocab_size, rows, model.hidden_size, precision, Kind::Weight);
+        self.add(chunks * learns, model.vocab_size, rows, model.hidden_size, precision, Kind::Weight);
     }
 
     fn add_head(&mut self, model: &ModelConfig, size: Size, precision: Precision, kind: Kind) {
@@ -85,7 +87,9 @@ impl Products {
     }
 
     fn add(&mut self, count: usize, m: usize, k: usize, n: usize, precision: Precision, kind: Kind) {
-        *self.0.entry(Product { m, k, n, precision, kind }).or_default() += count;
+        if count > 0 {
+            *self.0.entry(Product { m, k, n, precision, kind }).or_default() += count;
+        }
     }
 
     /// Seconds that all of them take, each shape timed alone: the median of five.

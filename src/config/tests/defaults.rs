@@ -136,7 +136,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(short.train.length(), Length::Epochs(1));
     let teacher = place.path("conf/models/SmolLM2-135M-Instruct");
     let layers = vec![0, 1, 2, 6, 10, 14, 18, 22, 26, 29];
-    assert_eq!(short.student.source, StudentSource::Pruned { from: teacher.clone(), layers });
+    assert_eq!(short.student.source, StudentSource::Pruned { from: teacher.clone(), layers: Layers::These(layers) });
     assert_eq!(
         short.teacher,
         Some(TeacherConfig {
@@ -183,7 +183,10 @@ fn what_is_saved_is_read_back_as_the_same_config() {
             vec![],
         ),
     ];
-    for (text, set) in kinds {
+    let lora = LEAST.replace("kind = \"local\"\npath = \"student\"", "kind = \"lora\"\nrank = 3\nalpha = 1.5");
+    let adapted = [(&lora[..], vec![]), (&lora[..], vec!["student.targets=[\"q_proj\", \"c_attn\"]"])];
+    let auto = [(SHORT, vec!["student.layers=auto", "student.count=3"])];
+    for (text, set) in kinds.into_iter().chain(adapted).chain(auto) {
         let place = Place::with(text);
         let config = place.load(&set).unwrap();
         let file = place.path("saved.toml");
@@ -201,6 +204,8 @@ fn the_schema_lists_exactly_the_keys_that_are_read() {
     let mut texts: Vec<String> = others.iter().map(|kind| {
         format!("[teacher]\npath=\"t\"\n[student]\nkind=\"{kind}\n[data]\ntrain=\"d\"\n[output]\ndir=\"o\"\n[train]\nepochs=2")
     }).collect();
+    texts.push(LEAST.replace("kind = \"local\"\npath = \"student\"", "kind = \"lora\"\ntargets = [\"q_proj\"]"));
+    texts.push(SHORT.replace("layers = [0, 1, 2, 6, 10, 14, 18, 22, 26, 29]", "layers = \"auto\"\ncount = 3"));
     texts.push(FULL.to_owned());
     texts.push(format!("{LEAST}[cache]\n"));
     texts.extend(["jsd", "skew_kl"].map(|kind| format!("{LEAST}[loss]\nkind = \"{kind}\"\n")));
@@ -217,6 +222,23 @@ fn the_schema_lists_exactly_the_keys_that_are_read() {
     written.dedup();
     known.sort();
     assert_eq!(written, known);
+}
+
+#[test]
+fn layers_that_a_run_has_chosen_are_kept_when_the_same_question_comes_again() {
+    let place = Place::with(SHORT);
+    let auto = |count: &str| place.load(&["student.layers=auto", &format!("student.count={count}")]).unwrap();
+    let asked = auto("3");
+    assert_eq!(asked.student.search(), Some((3, 64)));
+    let mut run = asked.clone();
+    run.student.choose(vec![0, 4, 9]);
+    let mut again = place.load(&["student.layers=auto", "student.count=3", "student.rows=5"]).unwrap();
+    again.student.keep_chosen(&run.student);
+    assert_eq!(resume_differences(&run, &again).unwrap(), []);
+    let mut other = auto("4");
+    other.student.keep_chosen(&run.student);
+    let keys: Vec<String> = resume_differences(&run, &other).unwrap().into_iter().map(|d| d.key).collect();
+    assert_eq!(keys, ["student.count", "student.layers", "student.rows"]);
 }
 
 #[test]

@@ -107,7 +107,9 @@ fn set_takes_any_type_and_the_last_one_wins() {
     let config = load_text(LEAST, &set).unwrap();
     assert_eq!((config.seed, config.loss.temperature.constant(), config.train.learning_rate), (2, Some(2.0), 3e-4));
     assert!(config.data.packing && config.train.max_time.is_some());
-    assert!(matches!(config.student.source, StudentSource::Pruned { layers, .. } if layers == [0, 2]));
+    assert!(
+        matches!(config.student.source, StudentSource::Pruned { layers: Layers::These(layers), .. } if layers == [0, 2])
+    );
 }
 
 #[test]

@@ -81,16 +81,56 @@ fn an_unknown_key_is_refused_at_every_level_with_a_suggestion() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_and_what_is_there_is_named() {
-    for set in [
-        "teacher.kind=api",
-        "student.kind=lora",
-        "student.rank=8",
-        "student.alpha=8",
-        "student.targets=[]",
-        "loss.tail=bucket",
-    ] {
+    for set in ["teacher.kind=api", "loss.tail=bucket"] {
         let text = problem(LEAST, &[set]);
         assert!(text.contains("is not available in this version; available"), "{text}");
+    }
+}
+
+#[test]
+fn adapters_belong_to_lora_and_their_numbers_are_checked() {
+    for set in ["student.rank=8", "student.alpha=8", "student.targets=[\"q_proj\"]"] {
+        assert!(problem(LEAST, &[set]).contains("is not used by student.kind = \"local\""));
+    }
+    let lora = LEAST.replace("kind = \"local\"\npath = \"student\"", "kind = \"lora\"");
+    let source = load_text(&lora, &[]).unwrap().student.source;
+    let StudentSource::Lora { from, rank: 16, alpha: 32.0, targets: None } = source else { panic!("{source:?}") };
+    assert!(from.ends_with("teacher"));
+    for (set, says) in [
+        ("student.rank=0", "student.rank = 0: allowed: an integer ≥ 1"),
+        ("student.alpha=0", "student.alpha = 0: allowed: a finite number > 0"),
+        ("student.targets=[]", "allowed: at least one name"),
+        ("student.targets=\"q_proj\"", "is a string, wanted a list of strings"),
+        ("student.targets=[\"q_proj\", 1]", "student.targets[1] = 1 is an integer, wanted a string"),
+        ("student.targets=[\"q_proj\", \"q_proj\"]", "student.targets[1] = \"q_proj\": allowed: each name once"),
+        ("student.layers=[1]", "is not used by student.kind = \"lora\", which takes from, rank, alpha, targets"),
+    ] {
+        let text = problem(&lora, &[set]);
+        assert!(text.contains(says), "{text}");
+    }
+    let gguf = lora.replace("path = \"teacher\"", "kind = \"gguf\"\npath = \"t.gguf\"");
+    assert!(problem(&gguf, &[]).contains("student.from is missing: a GGUF teacher's quantised weights cannot learn"));
+}
+
+#[test]
+fn layers_are_chosen_of_a_live_teacher_alone_and_with_their_number() {
+    let pruned =
+        |lines: &str| LEAST.replace("kind = \"local\"\npath = \"student\"", &format!("kind = \"pruned\"\n{lines}"));
+    let auto = pruned("layers = \"auto\"\ncount = 2");
+    assert_eq!(load_text(&auto, &[]).unwrap().student.search(), Some((2, 64)));
+    assert_eq!(load_text(&auto, &["student.rows=9"]).unwrap().student.search(), Some((2, 9)));
+    assert!(problem(&pruned("layers = \"auto\""), &[]).contains("student.count is missing: say how many layers"));
+    assert!(problem(&pruned("layers = \"best\""), &[]).contains("allowed: a list of layers, or \"auto\""));
+    assert!(problem(&auto, &["student.count=0"]).contains("student.count = 0: allowed: an integer ≥ 1"));
+    for set in ["student.count=2", "student.rows=9"] {
+        let said = problem(&pruned("layers = [0]"), &[set]);
+        assert!(said.contains("is for student.layers = \"auto\" alone"), "{said}");
+    }
+    for (set, other) in
+        [("student.from=x", &auto), ("teacher.path=t.gguf", &auto.replace("[teacher]", "[teacher]\nkind = \"gguf\""))]
+    {
+        let said = problem(other, &[set, "student.from=x"]);
+        assert!(said.contains("the [teacher] has to be the model that is cut"), "{said}");
     }
 }
 
@@ -251,7 +291,7 @@ fn hidden_states_are_named_by_pairs_of_layers_that_exist() {
         assert!(said.contains(says), "{said} does not say {says}");
     }
     let hidden = |set: &str| load_text(LEAST, &[set]).unwrap().loss.hidden.unwrap();
-    let source = |layers: &[usize]| StudentSource::Pruned { from: "f".into(), layers: layers.to_vec() };
+    let source = |layers: &[usize]| StudentSource::Pruned { from: "f".into(), layers: Layers::These(layers.to_vec()) };
     let local = StudentSource::Local { path: "p".into() };
     let auto = hidden("loss.hidden={layers=\"auto\"}");
     assert_eq!((auto.kind, auto.weight), (HiddenKind::Mse, 1.0));

@@ -31,7 +31,7 @@ pub(super) fn logits(weight: &Weight, x: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-/// `residual + x Wᵀ + b`; None: no residual.
+/// `residual + x Wᵀ + b`, without the correction; None: no residual.
 pub(super) fn forward(layer: &Linear, x: &Tensor, residual: Option<&Tensor>, precision: Precision) -> Result<Tensor> {
     let (rows, outer) = (x.dim(0)?, layer.weight.dims()[0]);
     let y = match (&layer.bias, residual) {
@@ -49,7 +49,7 @@ pub(super) fn forward(layer: &Linear, x: &Tensor, residual: Option<&Tensor>, pre
     Ok(y)
 }
 
-/// As [`Linear::backward`].
+/// As [`Linear::backward`], without the correction.
 pub(super) fn backward(
     layer: &Linear,
     x: &Tensor,

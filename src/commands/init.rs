@@ -1,0 +1,68 @@
+//! `distill init`: the student of a config, before any training, as a Hugging Face folder.
+
+use std::sync::Arc;
+
+use super::build::AnyTeacher;
+use super::export::check_output;
+use super::{Outcome, build, choose, out, signals};
+use crate::checkpoint::atomic;
+use crate::cli::InitArgs;
+use crate::config::plan::Models;
+use crate::config::{self, StudentSource, Word};
+use crate::corpus::CorpusIndex;
+use crate::error::{Error, Result};
+use crate::metrics::Screen;
+use crate::model::Decoder;
+use crate::student::{Companions, write_model};
+use crate::units::{Bytes, Count, Rounded};
+
+pub fn run(args: &InitArgs) -> Result<Outcome> {
+    let screen = Screen::stderr();
+    check_output(&args.output)?;
+    let mut config = config::load_to_read(&args.config, &args.set)?;
+    if let StudentSource::Lora { from, .. } = &config.student.source {
+        return Err(Error::input(format!(
+            "student.kind = \"lora\": adapters that have not learned change nothing, so this student is still {}: use that \
+             folder as it is, or make an adapted one with `distill train`",
+            from.display()
+        )));
+    }
+    let tokenizer = Models::of(&config)?.tokenizer;
+    let companions = Companions::of(&tokenizer)?;
+    let mut said = vec![];
+    let mut teacher = None;
+    if config.student.search().is_some() {
+        let interrupted = signals::watch("batch", &screen)?;
+        let devices = config.devices(args.device.choice)?;
+        let described = config.teacher.as_ref().ok_or_else(|| Error::run("there is no teacher to choose layers of"))?;
+        let live = build::load_teacher(described, &devices, &screen)?;
+        let index = CorpusIndex::open(&config.data.train, config.data.on_bad_record.into());
+        let index = Arc::new(index.map_err(|e| e.context("data.train"))?);
+        let encoder = Arc::new(config.data.encoder(tokenizer.clone()).map_err(|e| e.context("data"))?);
+        let Some(cuts) = choose::layers(&config, &live, (index, encoder), &interrupted, &screen)? else {
+            screen.line("stopped before the layers were chosen: nothing was written");
+            return Ok(Outcome::Stopped);
+        };
+        said = choose::table(&cuts);
+        config.student.choose(cuts.layers);
+        teacher = Some(AnyTeacher::Live(live));
+    }
+    let (shape, weights) = build::first_weights(&config, teacher.as_ref(), &screen)?;
+    let model = Decoder::new(shape, weights, false, &candle_core::Device::Cpu)?;
+    let dtype = build::stored(config.output.dtype);
+    atomic::write_folder(&args.output, |dir| write_model(dir, &model, &companions, dtype))?;
+    let (shape, parameters) = (model.config(), model.config().parameters() as u64);
+    said.push(format!(
+        "{}: {} with {} layers, {} wide, {} parameters, {} as {}; tokenizer of {} tokens",
+        args.output.display(),
+        shape.family.name(),
+        shape.layers,
+        shape.hidden_size,
+        Rounded(parameters),
+        Bytes(parameters * dtype.size() as u64),
+        config.output.dtype.word(),
+        Count(tokenizer.vocab_size() as u64),
+    ));
+    out::write(&(said.join("\n") + "\n"))?;
+    Ok(Outcome::Done)
+}

@@ -269,7 +269,10 @@ impl ModelConfig {
 
     /// The op of this model that has no kernel on GPUs.
     pub fn without_gpu_kernel(&self) -> Option<&'static str> {
-        self.score_cap.or(self.logit_cap).map(|_| "soft cap")
+        match self.score_cap.or(self.logit_cap) {
+            Some(_) => Some("soft cap"),
+            None => (!self.head_dim.is_multiple_of(2)).then_some("attention of heads of an odd width"),
+        }
     }
 
     /// The same model with only `layers` of its blocks, in that order. Indices must exist.

@@ -4,7 +4,7 @@ use super::*;
 
 const CPU: Device = Device::Cpu;
 
-/// Half of one plus the tanh that makes GELU, in candle's own operations.
+/// GELU's tanh form in candle's own operations.
 fn gelu_of(x: &Tensor) -> Result<Tensor> {
     let inner = (x + (x.powf(3.0)? * 0.044715)?)?;
     let inner = (inner * (2.0 / std::f64::consts::PI).sqrt())?;
@@ -71,11 +71,11 @@ fn gelu_and_geglu_equal_the_composed_formula(device) {
     }
 }
 
-fn gelu_is_exact_where_it_saturates(device) {
+fn gelu_is_nothing_or_its_input_where_it_saturates(device) {
     let x = Tensor::new(&[-1e4f32, -40.0, -0.0, 40.0, 1e4], device).unwrap();
-    assert_eq!(values(&gelu(&x).unwrap()), [0.0, 0.0, 0.0, 40.0, 1e4]);
-    let slopes = values(&gelu_backward(&x, &x.ones_like().unwrap()).unwrap());
-    assert_eq!(slopes, [0.0, 0.0, 0.5, 1.0, 1.0]);
+    let near = |got: Tensor, want: [f32; 5]| values(&got).iter().zip(want).all(|(g, w)| (g - w).abs() <= 1e-20);
+    assert!(near(gelu(&x).unwrap(), [0.0, 0.0, 0.0, 40.0, 1e4]));
+    assert!(near(gelu_backward(&x, &x.ones_like().unwrap()).unwrap(), [0.0, 0.0, 0.5, 1.0, 1.0]));
 }
 
 fn layer_norm_equals_the_composed_formula_also_far_from_zero(device) {

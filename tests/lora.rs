@@ -9,9 +9,11 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use common::{Bench, files};
 use distill::checkpoint::Dtype;
+use distill::config::plan::Plan;
 use distill::corpus::{Batch, Row, RowRef, TextTokenizer};
 use distill::kernels::Precision;
 use distill::loss::{ForwardKl, Objective};
+use distill::metrics::Screen;
 use distill::model::{Adaptation, Decoder, Keep, ModelConfig, load_weights};
 use distill::student::{Companions, fresh_adapters, write_model};
 use distill::teacher::LocalTeacher;
@@ -247,6 +249,18 @@ fn checkpoints_hold_the_adapters_and_the_merged_model_and_an_optimizer_of_the_ad
     assert!(size("run", "optimizer.safetensors") * 4 <= size("full", "optimizer.safetensors"));
     assert!(size("run", "adapters.safetensors") * 4 <= size("run", "model.safetensors"));
     assert_eq!(size("run", "model.safetensors"), size("full", "model.safetensors"));
+    // The plan knew it: what it says of the disk is right but for the headers.
+    let config = distill::config::load(&bench.path("run.toml"), &[], None).unwrap();
+    let devices = config.devices(distill::device::DeviceChoice::Cpu).unwrap();
+    let memory = Plan::new(config, devices, &Screen::plain(std::io::sink())).unwrap().memory;
+    let tensors_of = |names: &[&str]| -> usize {
+        let header = |bytes: &[u8]| 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let read = names.iter().map(|name| bench.read(&format!("run/checkpoints/step-00000003/{name}.safetensors")));
+        read.map(|bytes| bytes.len() - header(&bytes)).sum()
+    };
+    assert_eq!(memory.optimizer, tensors_of(&["optimizer"]) as u64);
+    assert_eq!(4 * memory.trainable, tensors_of(&["adapters"]) as u64);
+    assert_eq!(memory.checkpoint, tensors_of(&["model", "adapters", "optimizer"]) as u64);
     let checkpoint = "run/checkpoints/step-00000003";
     let adapters = tensors(&bench.path(checkpoint).join("adapters.safetensors"));
     assert_eq!(adapters.len(), 2 * 2 * 7);

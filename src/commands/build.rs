@@ -142,7 +142,8 @@ pub fn objective(plan: &Plan) -> Objective {
             loss.temperature,
             loss.hard_label_weight,
             loss.scale_by_temperature_squared,
-        ),
+        )
+        .with_tail(loss.tail()),
     }
 }
 

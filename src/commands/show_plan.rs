@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::kernels::Precision;
 use crate::metrics::Screen;
 use crate::model::ModelConfig;
+use crate::signal::Tail;
 use crate::units::{Bytes, Count, Rounded, Span};
 
 /// The plan, a line each, without loading a model.
@@ -85,8 +86,12 @@ pub fn lines(plan: &Plan) -> Vec<String> {
                     (None, Some(lambda)) => format!(" with lambda = {lambda}"),
                     (None, None) => String::new(),
                 };
+                let tail = match loss.tail() {
+                    Tail::Bucket => "",
+                    Tail::Renormalize => " over the stored tokens alone",
+                };
                 format!(
-                    "{}{mixture} at T = {}{}, hard_label_weight = {}",
+                    "{}{mixture}{tail} at T = {}{}, hard_label_weight = {}",
                     kind.word(),
                     loss.temperature,
                     if loss.scale_by_temperature_squared && loss.temperature != 1.0 { scale } else { "" },

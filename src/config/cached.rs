@@ -9,6 +9,7 @@ use crate::corpus::{Encoder, Row, RowRef};
 use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
+use crate::signal::Tail;
 use crate::teacher::not_cached;
 use crate::units::hex;
 
@@ -113,10 +114,16 @@ pub(super) fn cache_fits(
     cache_of_rows(cache, encoder, config.data.loss_on)?;
     let header = cache.header();
     let temperature = config.loss.temperature;
-    if header.codec != Codec::Dense && header.temperature(temperature).is_none() {
+    let top_k = matches!(header.codec, Codec::TopK { .. });
+    let needs_rest = match config.loss.tail() {
+        Tail::Bucket => header.codec != Codec::Dense,
+        Tail::Renormalize => matches!(header.codec, Codec::Sampled { .. }),
+    };
+    if needs_rest && header.temperature(temperature).is_none() {
+        let ratios = if top_k { ", or loss.tail = \"renormalize\", which needs none of it," } else { "" };
         return Err(Error::input(format!(
             "loss.temperature = {temperature}, but the teacher's cache knows what it left out at {:?} alone: take one of \
-             these, or cache again with this config",
+             these{ratios} or cache again with this config",
             header.temperatures
         )));
     }

@@ -23,9 +23,24 @@ pub fn divergence(loss: &LossConfig) -> Option<Box<dyn Divergence>> {
     })
 }
 
+/// Refuses to say what becomes of left-out tokens where none are.
+fn tail_is_used(loss: &LossConfig, stored: Option<&Codec>) -> Result<()> {
+    let (Some(tail), false) = (loss.tail, matches!(stored, Some(Codec::TopK { .. }))) else { return Ok(()) };
+    let teacher = match stored {
+        None => "a live teacher, which leaves no token out",
+        Some(Codec::Sampled { .. }) => "a cache of codec \"sampled\"",
+        Some(_) => "a cache of codec \"dense\"",
+    };
+    Err(Error::input(format!(
+        "loss.tail = {:?} has no effect with {teacher}: it is for caches of codec \"top_k\"; leave it out",
+        tail.word()
+    )))
+}
+
 /// Refuses a loss that the teacher's signal or the student's device cannot serve. `stored` is the cache that is read or written through.
 pub(super) fn can_be_computed(loss: &LossConfig, stored: Option<&Codec>, devices: &Devices) -> Result<()> {
     let Some(divergence) = divergence(loss) else { return Ok(()) };
+    tail_is_used(loss, stored)?;
     let kind = loss.kind.word();
     let refuse = |what: String| Err(Error::input(format!("loss.kind = {kind:?} {what}")));
     if devices.student.device.is_cuda() && !divergence.on_gpus() {

@@ -317,7 +317,9 @@ impl Plan {
             CacheCodec::Sampled => Codec::Sampled { draws: 1, temperature: 1.0, seed: 0 },
             CacheCodec::Dense => Codec::Dense,
         });
-        can_be_computed(&config.loss, written.as_ref(), &devices)?;
+        if models.cache.is_none() {
+            can_be_computed(&config.loss, written.as_ref(), &devices)?;
+        }
         if let (Some(Codec::TopK { .. }), Some(teacher)) = (&written, &models.teacher) {
             let k = config.cache.as_ref().and_then(|cache| cache.k).unwrap_or(0);
             fits_vocabulary(k, teacher.vocab_size.min(models.student.vocab_size))?;

@@ -259,6 +259,7 @@ fn loss(r: &mut Reader<'_>) -> LossConfig {
     let beta = r.float("loss.beta", LossConfig::BETA, Numbers::Mixture);
     let lambda = r.float("loss.lambda", LossConfig::LAMBDA, Numbers::Mixture);
     let normalize = r.flag("loss.normalize", false);
+    let tail = r.has("loss.tail").then(|| r.choice("loss.tail", LossTail::Bucket, LossTail::ALL, &[]));
     let loss = LossConfig {
         kind,
         temperature: r.float("loss.temperature", 1.0, Numbers::Temperature),
@@ -267,6 +268,7 @@ fn loss(r: &mut Reader<'_>) -> LossConfig {
         beta: jsd.then_some(beta),
         lambda: skewed.then_some(lambda),
         normalize: jsd.then_some(normalize),
+        tail,
     };
     match kind {
         LossKind::CrossEntropy => {
@@ -274,6 +276,7 @@ fn loss(r: &mut Reader<'_>) -> LossConfig {
                 ("loss.temperature", loss.temperature != 1.0),
                 ("loss.hard_label_weight", loss.hard_label_weight != 0.0),
                 ("loss.scale_by_temperature_squared", !loss.scale_by_temperature_squared),
+                ("loss.tail", loss.tail.is_some()),
             ] {
                 if changed {
                     r.refuse(key, "has no effect with loss.kind = \"cross_entropy\": leave it out");

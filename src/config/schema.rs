@@ -37,8 +37,9 @@ pub const SECTIONS: &[Section] = &[
             "beta",
             "lambda",
             "normalize",
+            "tail",
         ],
-        later: &["tail"],
+        later: &[],
     },
     Section {
         name: "train",

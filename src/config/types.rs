@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use crate::cache::is_cache;
 use crate::device::{DeviceChoice, Devices};
 use crate::error::Result;
+use crate::signal::Tail;
 
 /// Declares a kind that is written as one word in the config and on the command line.
 macro_rules! words {
@@ -100,6 +101,10 @@ words! {
         Tvd = "tvd",
         CrossEntropy = "cross_entropy",
     }
+}
+words! {
+    /// What becomes of the tokens that a truncated teacher does not name.
+    LossTail { Bucket = "bucket", Renormalize = "renormalize" }
 }
 words! {
     /// How the learning rate moves after the warm-up.
@@ -249,11 +254,22 @@ pub struct LossConfig {
     /// Of jsd: divide by β (1 − β).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalize: Option<bool>,
+    /// Of a teacher that is a top_k cache or goes through one; None: bucket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tail: Option<LossTail>,
 }
 
 impl LossConfig {
     pub const BETA: f64 = 0.5;
     pub const LAMBDA: f64 = 0.1;
+
+    /// What its divergence makes of tokens that a truncated teacher does not name.
+    pub fn tail(&self) -> Tail {
+        match self.tail {
+            Some(LossTail::Renormalize) => Tail::Renormalize,
+            Some(LossTail::Bucket) | None => Tail::Bucket,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

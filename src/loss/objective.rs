@@ -8,7 +8,7 @@ use super::row::{Divergence, LogitRow};
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
 use crate::kernels::RowScales;
-use crate::signal::{Needs, SampledRow, TeacherRow, TeacherSignal, TopKRow};
+use crate::signal::{Needs, SampledRow, Tail, TeacherRow, TeacherSignal, TopKRow};
 
 /// Undivided sums over targets, in nats. What was not computed is None.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -38,6 +38,7 @@ pub struct Output {
 pub struct Objective {
     pub(super) divergence: Option<Box<dyn Divergence>>,
     temperature: f64,
+    tail: Tail,
     /// T² (Hinton et al. 2015), or 1 when scaling is off.
     divergence_scale: f64,
     hard_label_weight: f64,
@@ -56,6 +57,7 @@ impl Objective {
         Self {
             divergence: Some(divergence),
             temperature,
+            tail: Tail::Bucket,
             divergence_scale: temperature.powi(power),
             hard_label_weight,
             logits: ChunkedLogits::default(),
@@ -67,6 +69,7 @@ impl Objective {
         Self {
             divergence: None,
             temperature: 1.0,
+            tail: Tail::Bucket,
             divergence_scale: 1.0,
             hard_label_weight: 1.0,
             logits: ChunkedLogits::default(),
@@ -81,7 +84,13 @@ impl Objective {
     /// What the teacher has to give.
     pub fn needs(&self) -> Needs {
         let full_distribution = self.divergence.as_ref().is_some_and(|d| d.needs_full_distribution());
-        Needs { full_distribution, temperature: self.temperature }
+        Needs { full_distribution, temperature: self.temperature, tail: self.tail }
+    }
+
+    /// What becomes of the tokens that a truncated teacher does not name.
+    pub fn with_tail(mut self, tail: Tail) -> Self {
+        self.tail = tail;
+        self
     }
 
     /// Targets per chunk of logits, instead of as many as the memory limit allows: the results do not depend on it.
@@ -187,7 +196,7 @@ pub(super) fn teacher_not_finite(batch: &Batch, n: usize) -> Error {
 /// A stored row of target `n`; refused with the row's file and line when a token lies beyond the student's `vocab`, or a
 /// probability is none.
 pub(crate) fn checked_top_k<'a>(row: TopKRow<'a>, vocab: usize, batch: &Batch, n: usize) -> Result<TopKRow<'a>> {
-    check_stored(row.ids, row.log_probabilities.iter().chain([&row.log_tail]), vocab, batch, n)?;
+    check_stored(row.ids, row.log_probabilities.iter().chain(&row.log_tail), vocab, batch, n)?;
     Ok(row)
 }
 

@@ -83,7 +83,6 @@ fn what_is_not_built_yet_is_refused_and_what_is_there_is_named() {
         "student.rank=8",
         "student.alpha=8",
         "student.targets=[]",
-        "loss.tail=bucket",
         "rollout.fraction=1",
     ] {
         let text = problem(LEAST, &[set]);
@@ -252,7 +251,12 @@ fn hard_labels_take_no_temperature_and_no_weight_but_may_have_a_teacher_to_evalu
     assert!(problem(LEAST, &["loss.kind=cross_entropy"]).contains("teacher.path"));
     let all = problem(LEAST, &["data.loss_on=all", "eval.exact_match=true"]);
     assert!(all.contains("eval.exact_match"), "{all}");
-    for set in ["loss.temperature=2", "loss.hard_label_weight=0.5", "loss.scale_by_temperature_squared=false"] {
+    for set in [
+        "loss.temperature=2",
+        "loss.hard_label_weight=0.5",
+        "loss.scale_by_temperature_squared=false",
+        "loss.tail=bucket",
+    ] {
         let text = problem(LEAST, &["loss.kind=cross_entropy", held_out, set]);
         assert!(text.contains("has no effect with loss.kind = \"cross_entropy\""), "{text}");
     }

@@ -62,12 +62,14 @@ pub enum TeacherSignal {
     Dense { logits: Vec<f32>, vocab_size: usize },
     /// The k likeliest tokens of each target: a signal that was stored.
     TopK {
+        k: usize,
         /// Distinct token ids, likeliest first, `[N, k]`.
         ids: Vec<u32>,
         /// log p of each at temperature 1, in nats, `[N, k]`.
         log_probabilities: Vec<f32>,
-        /// log of what all other tokens hold together at the loss's temperature, in nats, `[N]`; −∞ for nothing.
-        log_tails: Vec<f32>,
+        /// log of what all other tokens hold together at the loss's temperature, in nats, `[N]`; −∞ for nothing. None for
+        /// a loss with [`Tail::Renormalize`].
+        log_tails: Option<Vec<f32>>,
         /// log p of the labels at temperature 1, `[N]`; empty where it is not known.
         labels: Vec<f32>,
         vocab_size: usize,
@@ -100,8 +102,10 @@ pub enum TeacherRow<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct TopKRow<'a> {
     pub ids: &'a [u32],
+    /// At temperature 1.
     pub log_probabilities: &'a [f32],
-    pub log_tail: f32,
+    /// Of all other tokens, at the loss's temperature. None: both sides are renormalised over the known ones.
+    pub log_tail: Option<f32>,
 }
 
 /// One target of [`TeacherSignal::Sampled`].
@@ -152,14 +156,11 @@ impl TeacherSignal {
     pub fn row<'a>(&'a self, n: usize, logits: &'a [f32], vocab: usize) -> TeacherRow<'a> {
         match self {
             Self::Hidden { .. } | Self::Dense { .. } => TeacherRow::Logits(&logits[..vocab.min(logits.len())]),
-            Self::TopK { ids, log_probabilities, log_tails, .. } => {
-                let k = ids.len() / log_tails.len();
-                TeacherRow::TopK(TopKRow {
-                    ids: &ids[n * k..(n + 1) * k],
-                    log_probabilities: &log_probabilities[n * k..(n + 1) * k],
-                    log_tail: log_tails[n],
-                })
-            }
+            Self::TopK { k, ids, log_probabilities, log_tails, .. } => TeacherRow::TopK(TopKRow {
+                ids: &ids[n * k..(n + 1) * k],
+                log_probabilities: &log_probabilities[n * k..(n + 1) * k],
+                log_tail: log_tails.as_ref().map(|tails| tails[n]),
+            }),
             Self::Sampled { bounds, ids, log_probabilities, weights, .. } => {
                 let range = bounds[n]..bounds[n + 1];
                 TeacherRow::Sampled(SampledRow {
@@ -191,6 +192,16 @@ pub struct Capabilities {
     pub full_distribution: bool,
 }
 
+/// What a loss makes of the tokens that a truncated teacher does not name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tail {
+    /// One bucket holds them all, on both sides.
+    #[default]
+    Bucket,
+    /// They are left out, and both sides renormalised over the known tokens.
+    Renormalize,
+}
+
 /// What a loss asks of its teacher.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Needs {
@@ -199,11 +210,12 @@ pub struct Needs {
     pub temperature: f64,
     /// Blocks whose outputs are wanted too; only a live teacher has them.
     pub layers: Vec<usize>,
+    pub tail: Tail,
 }
 
 impl Default for Needs {
     fn default() -> Self {
-        Self { full_distribution: false, temperature: 1.0, layers: vec![] }
+        Self { full_distribution: false, temperature: 1.0, layers: vec![], tail: Tail::Bucket }
     }
 }
 

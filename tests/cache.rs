@@ -12,7 +12,7 @@ use distill::cache::{Codec, DataId, Header, TeacherId, Values, encode_batch};
 use distill::corpus::{Batch, Row, RowRef};
 use distill::kernels::Precision;
 use distill::loss::{ForwardKl, Objective, StudentHead};
-use distill::signal::TeacherSignal;
+use distill::signal::{Needs, TeacherSignal};
 
 /// Values without a pattern, from −`spread` to `spread`.
 fn noise(n: usize, spread: f32, seed: u64) -> Vec<f32> {
@@ -74,7 +74,7 @@ impl Case {
         for row in encode_batch(&header, &self.live(), &self.batch).unwrap() {
             all.append(&header.decode(&row.bytes).unwrap().said);
         }
-        all.signal(&header, temperature).unwrap()
+        all.signal(&header, &Needs { temperature, ..Needs::default() }).unwrap()
     }
 
     /// Loss per target and its gradient by the student's states.
@@ -395,6 +395,37 @@ fn a_cache_that_broke_off_while_rows_were_added_keeps_what_it_has_whatever_comes
         bench.write("cache/header.json", &saved[0]);
         bench.write("cache/signal.bin", &saved[1]);
     }
+}
+
+#[test]
+fn a_cache_of_top_k_renormalised_takes_any_temperature_and_nothing_else_takes_the_key() {
+    let bench = bench("[cache]\nk = 20\n");
+    let alone = ["--set", "loss.tail=renormalize"];
+    cache(&bench, "cache", &[], 0);
+    train(&bench, "at-2", &[&FROM_CACHE[..], &alone].concat(), 0);
+    train(&bench, "at-3", &[&FROM_CACHE[..], &alone, &["--set", "loss.temperature=3"]].concat(), 0);
+    train(&bench, "bucket", &[&FROM_CACHE[..], &["--set", "loss.tail=bucket"]].concat(), 0);
+    train(&bench, "default", &FROM_CACHE, 0);
+    assert_eq!(losses(&bench, "bucket"), losses(&bench, "default"));
+    let through = ["--set", "cache.write_through=true"];
+    train(&bench, "through", &[&through[..], &alone].concat(), 0);
+    for run in ["at-2", "at-3", "through"] {
+        let losses = losses(&bench, run);
+        assert!(losses.last() < losses.first() && losses[0].is_finite(), "{run}: {losses:?}");
+    }
+    assert_ne!(losses(&bench, "at-2")[0], losses(&bench, "default")[0]);
+    let refused = |more: &[&str]| {
+        bench.refused(&[&["train", "--config", "run.toml", "--output", "run"], &alone[..], more].concat())
+    };
+    let said = refused(&[]);
+    assert!(said.contains("loss.tail = \"renormalize\" has no effect with a live teacher"), "{said}");
+    let said = refused(&["--set", "loss.kind=cross_entropy", "--set", "loss.temperature=1"]);
+    assert!(said.contains("loss.tail"), "{said}");
+    let said = bench.refused(
+        &[&["train", "--config", "run.toml", "--output", "run", "--set", "loss.temperature=3"], &FROM_CACHE[..]]
+            .concat(),
+    );
+    assert!(said.contains("or loss.tail = \"renormalize\""), "{said}");
 }
 
 #[test]

@@ -128,24 +128,23 @@ fn gradients_of_every_divergence_equal_finite_differences_whole_and_truncated() 
     let (p, q) = (noise(40, 5), noise(40, 6));
     for (name, divergence) in every_divergence() {
         for t in [1.0, 2.0] {
-            let stored = Stored::new(&p, 6, t);
-            // Whole, and truncated.
-            let row = |truncated: bool, q: &[f32], g: Option<(&mut [f32], f32)>| {
-                let q = LogitRow::new(q, 1.0 / t);
-                match truncated {
-                    false => divergence.row(LogitRow::new(&p, 1.0 / t), q, g),
-                    true => divergence.top_k_row(stored.row(), q, g),
-                }
-            };
-            for truncated in [false, true] {
+            // Whole, with a bucket, and renormalised.
+            for stored in [None, Some(Stored::new(&p, 6, t)), Some(Stored::alone(&p, 6))] {
+                let row = |q: &[f32], g: Option<(&mut [f32], f32)>| {
+                    let q = LogitRow::new(q, 1.0 / t);
+                    match &stored {
+                        None => divergence.row(LogitRow::new(&p, 1.0 / t), q, g),
+                        Some(stored) => divergence.top_k_row(stored.row(), q, g),
+                    }
+                };
                 let mut gradient = vec![0.0; q.len()];
-                row(truncated, &q, Some((&mut gradient, 1.0)));
+                row(&q, Some((&mut gradient, 1.0)));
                 for i in 0..q.len() {
                     let h = 1e-2;
                     let at = |d: f32| {
                         let mut q = q.clone();
                         q[i] += d;
-                        row(truncated, &q, None)
+                        row(&q, None)
                     };
                     let difference = (at(h) - at(-h)) / (2.0 * h as f64);
                     // Where p = q, the total variation distance has a corner.
@@ -166,12 +165,20 @@ fn truncated_to_every_token_each_divergence_is_whole_and_truncated_to_fewer_it_i
             let of = |k: usize, q: &[f32], g: Option<(&mut [f32], f32)>| {
                 divergence.top_k_row(Stored::new(&p, k, t).row(), LogitRow::new(q, 1.0 / t), g)
             };
-            let mut theirs = vec![0.0; 300];
-            assert!((of(300, &q, Some((&mut theirs, 1.0))) - whole).abs() < 2e-6, "{name}");
-            for (got, want) in theirs.iter().zip(gradient(&*divergence, &p, &q, t)) {
-                assert!((got - want).abs() < 1e-6, "{name}: {got} instead of {want}");
+            let alone = |k: usize, q: &[f32], g: Option<(&mut [f32], f32)>| {
+                divergence.top_k_row(Stored::alone(&p, k).row(), LogitRow::new(q, 1.0 / t), g)
+            };
+            let every: [&dyn Fn(&mut [f32]) -> f64; 2] =
+                [&|g| of(300, &q, Some((g, 1.0))), &|g| alone(300, &q, Some((g, 1.0)))];
+            for of_every in every {
+                let mut theirs = vec![0.0; 300];
+                assert!((of_every(&mut theirs) - whole).abs() < 2e-6, "{name}");
+                for (got, want) in theirs.iter().zip(gradient(&*divergence, &p, &q, t)) {
+                    assert!((got - want).abs() < 1e-6, "{name}: {got} instead of {want}");
+                }
             }
             for k in [1, 5, 100] {
+                assert!(alone(k, &q, None) >= 0.0 && alone(k, &p, None).abs() < 1e-6, "{name}, {k}");
                 // By the data processing inequality.
                 assert!(of(k, &q, None) <= whole * (1.0 + 1e-6) && of(k, &q, None) > 0.0, "{name}, {k}");
                 assert!(of(k, &p, None).abs() < 1e-6, "{name}, {k}");
@@ -262,6 +269,10 @@ fn values_and_gradients_equal_pytorch_in_float64() {
                 "{name} row {i}: {value} not {}",
                 values[i]
             );
+            // Where p = q the total variation distance has a corner, and the rounding of stored logarithms takes a side.
+            if name.starts_with("tvd_t2_top8") && values[i] == 0.0 {
+                continue;
+            }
             for (got, want) in gradient.iter().zip(&gradients[i]) {
                 // Differences of logarithms as large as ten cost a reverse divergence a digit.
                 let tolerance = if name.contains("reverse") { 3e-6 } else { 1e-6 };
@@ -279,6 +290,21 @@ fn values_and_gradients_equal_pytorch_in_float64() {
             check(&format!("{name}_t{t}"), &|i, g| {
                 let (p, q) = (LogitRow::new(&teacher[i], 1.0 / t), LogitRow::new(&student[i], 1.0 / t));
                 divergence.row(p, q, Some((g, 1.0)))
+            });
+        }
+    }
+    let ids: Vec<Vec<i64>> = golden["top8"].to_vec2().unwrap();
+    let mut all = every_divergence();
+    all.push(("forward_kl".into(), Box::new(ForwardKl)));
+    for (name, divergence) in all {
+        for tail in ["bucket", "renormalize"] {
+            check(&format!("{name}_t2_top8_{tail}"), &|i, g| {
+                let mut stored = Stored::new(&teacher[i], 8, 2.0);
+                stored.ids = ids[i].iter().map(|&id| id as u32).collect();
+                let p = LogitRow::new(&teacher[i], 1.0);
+                stored.log_probabilities = stored.ids.iter().map(|&id| p.log_probability(id as usize)).collect();
+                stored.log_tail = stored.log_tail.filter(|_| tail == "bucket");
+                divergence.top_k_row(stored.row(), LogitRow::new(&student[i], 0.5), Some((g, 1.0)))
             });
         }
     }
@@ -338,7 +364,7 @@ fn a_longer_student_row_is_pushed_down_beyond_the_teachers_vocabulary() {
 struct Stored {
     ids: Vec<u32>,
     log_probabilities: Vec<f32>,
-    log_tail: f32,
+    log_tail: Option<f32>,
 }
 
 impl Stored {
@@ -350,7 +376,12 @@ impl Stored {
         ids.truncate(k);
         let row = LogitRow::new(teacher, 1.0);
         let log_probabilities = ids.iter().map(|&i| row.log_probability(i as usize)).collect();
-        Self { ids, log_probabilities, log_tail: (rest / all).ln() as f32 }
+        Self { ids, log_probabilities, log_tail: Some((rest / all).ln() as f32) }
+    }
+
+    /// For both sides renormalised over its tokens.
+    fn alone(teacher: &[f32], k: usize) -> Self {
+        Self { log_tail: None, ..Self::new(teacher, k, 1.0) }
     }
 
     fn row(&self) -> TopKRow<'_> {
@@ -369,19 +400,22 @@ impl Stored {
 }
 
 #[test]
-fn a_truncated_teacher_gives_the_reference_value_with_its_bucket() {
-    let mean = TEACHER.iter().zip(&STUDENT).map(|(p, q)| Stored::new(p, 2, 1.0).kl(q, 1.0)).sum::<f64>() / 2.0;
-    assert!((mean - 0.585255305).abs() < 3e-7, "{mean}");
+fn a_truncated_teacher_gives_the_reference_values_with_its_bucket_and_renormalised() {
+    let rows = || TEACHER.iter().zip(&STUDENT);
+    let bucket = rows().map(|(p, q)| Stored::new(p, 2, 1.0).kl(q, 1.0)).sum::<f64>() / 2.0;
+    let alone = rows().map(|(p, q)| Stored::alone(p, 2).kl(q, 1.0)).sum::<f64>() / 2.0;
+    assert!((bucket - 0.585255305).abs() < 3e-7 && (alone - 0.115764377).abs() < 3e-7, "{bucket}, {alone}");
 }
 
 #[test]
 fn a_truncated_teacher_with_every_token_equals_the_whole_one() {
     let (p, q) = (noise(300, 9), noise(300, 10));
     for t in [1.0, 3.0] {
-        let stored = Stored::new(&p, 300, t);
-        assert!((stored.kl(&q, t) - kl(&p, &q, t)).abs() < 1e-6);
-        for (got, want) in stored.gradient(&q, t).iter().zip(kl_gradient(&p, &q, t, 1.0)) {
-            assert!((got - want).abs() < 1e-7);
+        for stored in [Stored::new(&p, 300, t), Stored::alone(&p, 300)] {
+            assert!((stored.kl(&q, t) - kl(&p, &q, t)).abs() < 1e-6);
+            for (got, want) in stored.gradient(&q, t).iter().zip(kl_gradient(&p, &q, t, 1.0)) {
+                assert!((got - want).abs() < 1e-7);
+            }
         }
     }
 }
@@ -403,7 +437,11 @@ fn a_truncated_teacher_never_costs_more_than_the_whole_one_and_nothing_where_p_e
 fn gradients_of_a_truncated_teacher_equal_finite_differences() {
     let (p, q) = (noise(40, 13), noise(40, 14));
     for t in [1.0, 2.0] {
-        for stored in [Stored::new(&p, 6, t), Stored { log_tail: f32::NEG_INFINITY, ..Stored::new(&p, 6, t) }] {
+        for stored in [
+            Stored::new(&p, 6, t),
+            Stored { log_tail: Some(f32::NEG_INFINITY), ..Stored::new(&p, 6, t) },
+            Stored::alone(&p, 6),
+        ] {
             let gradient = stored.gradient(&q, t);
             for i in 0..q.len() {
                 let h = 1e-2;
@@ -422,7 +460,7 @@ fn gradients_of_a_truncated_teacher_equal_finite_differences() {
 #[test]
 fn a_truncated_teacher_pulls_finitely_and_exactly_at_a_student_that_is_sure() {
     let p = noise(50, 15);
-    let stored = Stored { log_tail: 0.1f32.ln(), ..Stored::new(&p, 4, 1.0) };
+    let stored = Stored { log_tail: Some(0.1f32.ln()), ..Stored::new(&p, 4, 1.0) };
     for sure in [30.0, 60.0, 100.0] {
         let mut q = noise(50, 16);
         q[stored.ids[1] as usize] = sure;

@@ -13,7 +13,7 @@ use super::record::{Record, Targets};
 use super::{HEADER, INDEX, SIGNAL, Writer};
 use crate::corpus::row_digest;
 use crate::error::{Error, Result};
-use crate::signal::TeacherSignal;
+use crate::signal::{Needs, Tail, TeacherSignal};
 
 /// Whether `dir` is a cache's folder, whole or not.
 pub fn is_cache(dir: &Path) -> bool {
@@ -168,20 +168,25 @@ fn record(header: &Header, entry: &Entry, frame: &[u8]) -> std::result::Result<R
 }
 
 impl Targets {
-    /// What a loss at `temperature` is told.
+    /// What a loss with these needs is told.
     ///
-    /// Input errors: what the codec left out is not known at this temperature.
-    pub fn signal(self, header: &Header, temperature: f64) -> Result<TeacherSignal> {
-        let vocab_size = header.vocab_size;
-        if header.codec == Codec::Dense {
-            return Ok(TeacherSignal::Dense { logits: self.values, vocab_size });
-        }
-        let at = header.temperature(temperature).ok_or_else(|| unlisted(header, temperature))?;
-        let Codec::Sampled { draws, temperature: proposal, .. } = header.codec else {
-            let log_tails = self.rests.into_iter().nth(at).unwrap_or_default();
-            let (ids, log_probabilities, labels) = (self.ids, self.values, self.labels);
-            return Ok(TeacherSignal::TopK { ids, log_probabilities, log_tails, labels, vocab_size });
+    /// Input errors: what the codec left out is needed, and not known at this temperature.
+    pub fn signal(self, header: &Header, needs: &Needs) -> Result<TeacherSignal> {
+        let (vocab_size, temperature) = (header.vocab_size, needs.temperature);
+        let listed = || header.temperature(temperature).ok_or_else(|| unlisted(header, temperature));
+        let (draws, proposal) = match header.codec {
+            Codec::Dense => return Ok(TeacherSignal::Dense { logits: self.values, vocab_size }),
+            Codec::TopK { k } => {
+                let log_tails = match needs.tail {
+                    Tail::Bucket => self.rests.into_iter().nth(listed()?),
+                    Tail::Renormalize => None,
+                };
+                let (ids, log_probabilities, labels) = (self.ids, self.values, self.labels);
+                return Ok(TeacherSignal::TopK { k, ids, log_probabilities, log_tails, labels, vocab_size });
+            }
+            Codec::Sampled { draws, temperature, .. } => (draws, temperature),
         };
+        let at = listed()?;
         let drawn_at = header.temperature(proposal).ok_or_else(|| unlisted(header, proposal))?;
         let n = self.labels.len();
         let (mut log_probabilities, mut weights) =

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::record::Record;
 use super::*;
 use crate::corpus::{Batch, Row, RowRef, row_digest};
-use crate::signal::TeacherSignal;
+use crate::signal::{Needs, TeacherSignal};
 
 const VOCAB: usize = 50;
 
@@ -304,7 +304,8 @@ fn draws_at_a_low_temperature_in_f16_are_still_log_probabilities() {
         for row in encode_batch(&header, &said(&batch), &batch).unwrap() {
             all.append(&header.decode(&row.bytes).unwrap().said);
         }
-        let TeacherSignal::Sampled { log_probabilities, weights, .. } = all.signal(&header, temperature).unwrap()
+        let TeacherSignal::Sampled { log_probabilities, weights, .. } =
+            all.signal(&header, &Needs { temperature, ..Needs::default() }).unwrap()
         else {
             panic!()
         };
@@ -501,7 +502,7 @@ fn records_blocks_and_headers_of_any_bytes_are_errors_and_no_panics() {
                 if let Ok(record) = header.decode(&bytes) {
                     // What passes is whole: a loss can be told of it.
                     assert_eq!(record.said.bounds.len(), record.said.labels.len() + 1);
-                    record.said.signal(&header, 2.0).unwrap();
+                    record.said.signal(&header, &Needs { temperature: 2.0, ..Needs::default() }).unwrap();
                 }
                 tried += 1;
             }

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::kernels::Precision;
 use crate::metrics::Screen;
 use crate::model::{Adaptation, ModelConfig};
+use crate::signal::Tail;
 use crate::train::RolloutState;
 use crate::units::{Bytes, Count, Rounded, Span};
 
@@ -194,7 +195,16 @@ fn loss_line(loss: &LossConfig) -> String {
         n if n == parts.len() => " (× T)",
         _ => " (× T², of tvd × T)",
     };
-    format!("{} at T = {}{scale}, hard_label_weight = {}", parts.join(" + "), loss.temperature, loss.hard_label_weight)
+    let tail = match loss.tail() {
+        Tail::Bucket => "",
+        Tail::Renormalize => " over the stored tokens alone",
+    };
+    format!(
+        "{}{tail} at T = {}{scale}, hard_label_weight = {}",
+        parts.join(" + "),
+        loss.temperature,
+        loss.hard_label_weight
+    )
 }
 
 fn divergence(part: &DivergenceConfig, weight: f64) -> String {

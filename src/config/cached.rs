@@ -9,6 +9,7 @@ use crate::corpus::{Encoder, Row, RowRef};
 use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
+use crate::signal::Tail;
 use crate::teacher::not_cached;
 use crate::units::hex;
 
@@ -112,15 +113,17 @@ pub(super) fn cache_fits(
 ) -> Result<()> {
     cache_of_rows(cache, encoder, config.data.loss_on)?;
     let header = cache.header();
-    let known = match config.loss.temperature {
-        _ if header.codec == Codec::Dense => true,
-        Scheduled::Constant(temperature) => header.temperature(temperature).is_some(),
-        Scheduled::Moving { .. } => false,
+    let known = |temperature: Scheduled| temperature.constant().is_some_and(|t| header.temperature(t).is_some());
+    let top_k = matches!(header.codec, Codec::TopK { .. });
+    let needs_rest = match config.loss.tail() {
+        Tail::Bucket => header.codec != Codec::Dense,
+        Tail::Renormalize => matches!(header.codec, Codec::Sampled { .. }),
     };
-    if !known {
+    if needs_rest && !known(config.loss.temperature) {
+        let ratios = if top_k { ", or loss.tail = \"renormalize\", which needs none of it," } else { "" };
         return Err(Error::input(format!(
-            "loss.temperature = {}, but the teacher's cache knows what it left out at {:?} alone: take one of these, or cache \
-             again with this config",
+            "loss.temperature = {}, but the teacher's cache knows what it left out at {:?} alone: take one of these{ratios} or \
+             cache again with this config",
             config.loss.temperature, header.temperatures
         )));
     }

@@ -25,6 +25,7 @@ pub(super) fn loss(r: &mut Reader<'_>) -> LossConfig {
         temperature: r.scheduled("loss.temperature", 1.0, Numbers::Temperature),
         hard_label_weight: r.scheduled("loss.hard_label_weight", 0.0, Numbers::Fraction),
         scale_by_temperature_squared: r.flag("loss.scale_by_temperature_squared", true),
+        tail: r.has("loss.tail").then(|| r.choice("loss.tail", LossTail::Bucket, LossTail::ALL, &[])),
         hidden: super::hidden::hidden(r),
         mix,
     };
@@ -33,6 +34,7 @@ pub(super) fn loss(r: &mut Reader<'_>) -> LossConfig {
             ("loss.temperature", loss.temperature != Scheduled::Constant(1.0)),
             ("loss.hard_label_weight", loss.hard_label_weight != Scheduled::Constant(0.0)),
             ("loss.scale_by_temperature_squared", !loss.scale_by_temperature_squared),
+            ("loss.tail", loss.tail.is_some()),
             ("loss.hidden", loss.hidden.is_some()),
         ] {
             if changed {

@@ -56,6 +56,7 @@ pub fn objective(loss: &LossConfig, steps: u64) -> Objective {
         },
     };
     Objective::mixed(parts, ramp(loss.temperature), ramp(loss.hard_label_weight), loss.scale_by_temperature_squared)
+        .with_tail(loss.tail())
 }
 
 /// Refuses rows that may be longer than a model has learned positions.
@@ -90,9 +91,27 @@ pub(super) fn has_kernels(teacher: Option<&ModelConfig>, student: &ModelConfig, 
     }
 }
 
+/// Refuses to say what becomes of left-out tokens where none are.
+fn tail_is_used(loss: &LossConfig, stored: Option<&Codec>) -> Result<()> {
+    let (Some(tail), false) = (loss.tail, matches!(stored, Some(Codec::TopK { .. }))) else { return Ok(()) };
+    let teacher = match stored {
+        None => "a live teacher, which leaves no token out",
+        Some(Codec::Sampled { .. }) => "a cache of codec \"sampled\"",
+        Some(_) => "a cache of codec \"dense\"",
+    };
+    Err(Error::input(format!(
+        "loss.tail = {:?} has no effect with {teacher}: it is for caches of codec \"top_k\"; leave it out",
+        tail.word()
+    )))
+}
+
 /// Refuses a loss that the teacher's signal or the student's device cannot serve. `stored` is the cache that is read or written through.
 pub(super) fn can_be_computed(loss: &LossConfig, stored: Option<&Codec>, devices: &Devices) -> Result<()> {
-    parts(loss).iter().try_for_each(|part| part_can_be_computed(part.divergence.as_ref(), stored, devices))
+    let parts = parts(loss);
+    if !parts.is_empty() {
+        tail_is_used(loss, stored)?;
+    }
+    parts.iter().try_for_each(|part| part_can_be_computed(part.divergence.as_ref(), stored, devices))
 }
 
 fn part_can_be_computed(divergence: &dyn Divergence, stored: Option<&Codec>, devices: &Devices) -> Result<()> {

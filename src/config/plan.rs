@@ -328,7 +328,9 @@ impl Plan {
         });
         has_positions(models.teacher.as_ref(), &models.student, config.data.max_length)?;
         has_kernels(models.teacher.as_ref(), &models.student, &devices)?;
-        can_be_computed(&config.loss, written.as_ref(), &devices)?;
+        if models.cache.is_none() {
+            can_be_computed(&config.loss, written.as_ref(), &devices)?;
+        }
         hidden_can_be_compared(&config, &models, &devices)?;
         if let (Some(Codec::TopK { .. }), Some(teacher)) = (&written, &models.teacher) {
             let k = config.cache.as_ref().and_then(|cache| cache.k).unwrap_or(0);

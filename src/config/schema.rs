@@ -57,8 +57,9 @@ pub const SECTIONS: &[Section] = &[
             "normalize",
             "mix",
             "hidden",
+            "tail",
         ],
-        later: &["tail"],
+        later: &[],
     },
     Section {
         name: "train",

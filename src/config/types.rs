@@ -10,6 +10,7 @@ use crate::cache::is_cache;
 use crate::device::{DeviceChoice, Devices};
 use crate::error::Result;
 use crate::model::Adaptation;
+use crate::signal::Tail;
 
 /// Declares a kind that is written as one word in the config and on the command line.
 macro_rules! words {
@@ -110,6 +111,10 @@ words! {
 words! {
     /// Who answers the corpus's prompts.
     RolloutFrom { Student = "student", Teacher = "teacher" }
+}
+words! {
+    /// What becomes of the tokens that a truncated teacher does not name.
+    LossTail { Bucket = "bucket", Renormalize = "renormalize" }
 }
 words! {
     /// How the learning rate moves after the warm-up.
@@ -364,6 +369,9 @@ pub struct LossConfig {
     pub hard_label_weight: Scheduled,
     /// `false` drops the T² (of tvd, the T).
     pub scale_by_temperature_squared: bool,
+    /// Of a teacher that is a top_k cache or goes through one; None: bucket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tail: Option<LossTail>,
     /// Hidden states that are held to the teacher's besides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hidden: Option<HiddenConfig>,
@@ -460,6 +468,14 @@ impl LossConfig {
     pub fn divergences(&self) -> impl Iterator<Item = (&DivergenceConfig, f64)> {
         let single = self.divergence.iter().filter(|d| d.kind != LossKind::CrossEntropy).map(|d| (d, 1.0));
         single.chain(self.mix.iter().map(|part| (&part.divergence, part.weight)))
+    }
+
+    /// What its divergence makes of tokens that a truncated teacher does not name.
+    pub fn tail(&self) -> Tail {
+        match self.tail {
+            Some(LossTail::Renormalize) => Tail::Renormalize,
+            Some(LossTail::Bucket) | None => Tail::Bucket,
+        }
     }
 }
 

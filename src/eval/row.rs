@@ -202,14 +202,14 @@ mod tests {
         let row = TopKRow {
             ids: &ids[..2],
             log_probabilities: &log_p[..2],
-            log_tail: (1.0 - log_p[0].exp() - log_p[1].exp()).ln(),
+            log_tail: Some((1.0 - log_p[0].exp() - log_p[1].exp()).ln()),
         };
         let c = of(Word::TopK(row, log_p[1]));
         assert!(c.kl > 0.0 && c.kl < whole.kl);
         assert_eq!((c.top1, c.top5, c.teacher_correct), (Some(false), None, Some(false)));
         assert!(c.reverse_kl.is_none() && c.acceptance.is_none());
         assert!((c.teacher_nll - whole.teacher_nll).abs() < 1e-6 && (c.delta_p - whole.delta_p).abs() < 1e-6);
-        let row = TopKRow { ids: &ids, log_probabilities: &log_p, log_tail: f32::NEG_INFINITY };
+        let row = TopKRow { ids: &ids, log_probabilities: &log_p, log_tail: Some(f32::NEG_INFINITY) };
         let c = of(Word::TopK(row, log_p[1]));
         assert!((c.kl - whole.kl).abs() < 1e-6 && c.top5 == whole.top5, "{c:?} {whole:?}");
 

@@ -23,8 +23,9 @@ pub struct RowScales {
 pub enum TeacherRows {
     /// Logits `[n, V]`, of which the first min(V, student's V) count.
     Logits(Tensor),
-    /// `[n, k]` token ids (u32) and log-probabilities at temperature 1, and `[n]` logs of what all others hold.
-    TopK { ids: Tensor, log_probabilities: Tensor, log_tails: Tensor },
+    /// `[n, k]` token ids (u32) and log-probabilities at temperature 1, and `[n]` logs of what all others hold at the
+    /// loss's; None: both sides are renormalised over the k tokens.
+    TopK { ids: Tensor, log_probabilities: Tensor, log_tails: Option<Tensor> },
     /// `[n, m]` token ids (u32), log-probabilities at the loss's temperature and weights, 0 for padding.
     Sampled { ids: Tensor, log_probabilities: Tensor, weights: Tensor },
 }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::row::{Divergence, LogitRow};
+use super::row::{Divergence, LogitRow, renormalized_row};
 use crate::error::Result;
 use crate::kernels::{RowScales, RowSums, TeacherRows, forward_kl_rows, math};
 use crate::signal::{SampledRow, TopKRow};
@@ -52,8 +52,9 @@ impl Divergence for ForwardKl {
 
     /// ∂D/∂z = (q − p) / T for a known token, (q_rest − p_rest) · q / q_rest / T for any other.
     fn top_k_row(&self, teacher: TopKRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64 {
+        let Some(log_p_rest) = teacher.log_tail else { return renormalized_row(self, teacher, student, gradient) };
+        let log_p_rest = log_p_rest as f64;
         let every = 0..teacher.ids.len();
-        let log_p_rest = teacher.log_tail as f64;
         // What the known tokens hold together at this temperature: 1 − p_rest, exact where the rest is small.
         let log_known = (-log_p_rest.exp_m1()).max(0.0).ln();
         let scaled = |i: usize| (teacher.log_probabilities[i] * student.inverse_temperature) as f64;

@@ -8,7 +8,7 @@ use super::ramp::Ramp;
 use super::row::{Divergence, LogitRow};
 use crate::corpus::Batch;
 use crate::error::{Error, Result};
-use crate::signal::{Needs, SampledRow, TeacherRow, TeacherSignal, TopKRow};
+use crate::signal::{Needs, SampledRow, Tail, TeacherRow, TeacherSignal, TopKRow};
 
 /// Undivided sums over targets, in nats. What was not computed is None.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -86,6 +86,7 @@ pub struct Objective {
     hard_label_weight: Ramp,
     /// The step that the ramps are at.
     step: u64,
+    tail: Tail,
     pub(super) logits: ChunkedLogits,
 }
 
@@ -113,6 +114,7 @@ impl Objective {
             parts,
             temperature,
             scale_by_temperature_squared,
+            tail: Tail::Bucket,
             hard_label_weight,
             step: 0,
             logits: ChunkedLogits::default(),
@@ -132,7 +134,7 @@ impl Objective {
     /// What the teacher has to give.
     pub fn needs(&self) -> Needs {
         let full_distribution = self.parts.iter().any(|part| part.divergence.needs_full_distribution());
-        Needs { full_distribution, temperature: self.temperature(), ..Needs::default() }
+        Needs { full_distribution, temperature: self.temperature(), tail: self.tail, ..Needs::default() }
     }
 
     /// Sets what moves to 0-based step `step`.
@@ -153,6 +155,12 @@ impl Objective {
     /// Whether temperature and hard_label_weight move.
     pub fn moves(&self) -> (bool, bool) {
         (self.temperature.moves(), self.hard_label_weight.moves())
+    }
+
+    /// What becomes of the tokens that a truncated teacher does not name.
+    pub fn with_tail(mut self, tail: Tail) -> Self {
+        self.tail = tail;
+        self
     }
 
     /// Targets per chunk of logits, instead of as many as the memory limit allows: the results do not depend on it.
@@ -294,7 +302,7 @@ pub(super) fn teacher_not_finite(batch: &Batch, n: usize) -> Error {
 /// A stored row of target `n`; refused with the row's file and line when a token lies beyond the student's `vocab`, or a
 /// probability is none.
 pub(crate) fn checked_top_k<'a>(row: TopKRow<'a>, vocab: usize, batch: &Batch, n: usize) -> Result<TopKRow<'a>> {
-    check_stored(row.ids, row.log_probabilities.iter().chain([&row.log_tail]), vocab, batch, n)?;
+    check_stored(row.ids, row.log_probabilities.iter().chain(&row.log_tail), vocab, batch, n)?;
     Ok(row)
 }
 

@@ -130,8 +130,7 @@ fn teacher_rows(
                 weights: Tensor::from_vec(weights, (rows, longest), device)?,
             }
         }
-        TeacherSignal::TopK { ids, log_probabilities, log_tails, .. } => {
-            let k = ids.len() / log_tails.len().max(1);
+        TeacherSignal::TopK { k, ids, log_probabilities, log_tails, .. } => {
             for n in from..from + rows {
                 if let TeacherRow::TopK(row) = signal.row(n, &[], vocab) {
                     checked_top_k(row, vocab, batch, n)?;
@@ -139,9 +138,11 @@ fn teacher_rows(
             }
             let range = from * k..(from + rows) * k;
             TeacherRows::TopK {
-                ids: Tensor::from_slice(&ids[range.clone()], (rows, k), device)?,
-                log_probabilities: Tensor::from_slice(&log_probabilities[range], (rows, k), device)?,
-                log_tails: Tensor::from_slice(&log_tails[from..from + rows], rows, device)?,
+                ids: Tensor::from_slice(&ids[range.clone()], (rows, *k), device)?,
+                log_probabilities: Tensor::from_slice(&log_probabilities[range], (rows, *k), device)?,
+                log_tails: (log_tails.as_ref())
+                    .map(|tails| Tensor::from_slice(&tails[from..from + rows], rows, device))
+                    .transpose()?,
             }
         }
     })

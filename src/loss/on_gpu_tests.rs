@@ -263,7 +263,7 @@ fn assert_top_k_agrees(all: &Rows, k: usize, scales: RowScales, device: &Device)
         let others: f64 = order[k..].iter().map(|&i| (tempered.log_probability(i as usize) as f64).exp()).sum();
         let known = order[..k].to_vec();
         let of_known: Vec<f32> = known.iter().map(|&i| p.log_probability(i as usize)).collect();
-        let row = TopKRow { ids: &known, log_probabilities: &of_known, log_tail: others.ln() as f32 };
+        let row = TopKRow { ids: &known, log_probabilities: &of_known, log_tail: Some(others.ln() as f32) };
         let mut gradient = vec![0.0; vocab];
         let q = LogitRow::new(student, scales.inverse_temperature);
         let kl = ForwardKl.top_k_row(row, q, Some((&mut gradient, scales.divergence)));
@@ -271,14 +271,14 @@ fn assert_top_k_agrees(all: &Rows, k: usize, scales: RowScales, device: &Device)
         let ce = cross_entropy_row(LogitRow::new(student, 1.0), all.labels[n], hard);
         sums.push([kl as f32, ce as f32]);
         gradients.extend(gradient);
-        tails.push(row.log_tail);
+        tails.extend(row.log_tail);
         ids.extend(known);
         log_p.extend(of_known);
     }
     let teacher = TeacherRows::TopK {
         ids: Tensor::from_vec(ids, (3, k), device).unwrap(),
         log_probabilities: Tensor::from_vec(log_p, (3, k), device).unwrap(),
-        log_tails: Tensor::from_vec(tails, 3, device).unwrap(),
+        log_tails: Some(Tensor::from_vec(tails, 3, device).unwrap()),
     };
     let student = Rows::tensor(&all.student, vocab, device);
     let labels = Tensor::new(&all.labels[..], device).unwrap();

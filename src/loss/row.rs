@@ -39,6 +39,23 @@ impl<'a> LogitRow<'a> {
     }
 }
 
+/// [`Divergence::row`] over the tokens that a truncated teacher names, on both sides. At any temperature: only ratios count.
+pub(super) fn renormalized_row(
+    divergence: &dyn Divergence,
+    teacher: TopKRow<'_>,
+    student: LogitRow<'_>,
+    gradient: Option<(&mut [f32], f32)>,
+) -> f64 {
+    let known: Vec<f32> = teacher.ids.iter().map(|&id| student.logits[id as usize]).collect();
+    let q = LogitRow::new(&known, student.inverse_temperature);
+    let p = LogitRow::new(teacher.log_probabilities, student.inverse_temperature);
+    let Some((gradient, scale)) = gradient else { return divergence.row(p, q, None) };
+    let mut of_known = vec![0.0; known.len()];
+    let value = divergence.row(p, q, Some((&mut of_known, scale)));
+    teacher.ids.iter().zip(of_known).for_each(|(&id, g)| gradient[id as usize] += g);
+    value
+}
+
 /// A divergence D(p, q) of one target's distributions, in nats.
 ///
 /// Implementations know neither teacher nor student, only two rows of logits, whose lengths may differ: the teacher's
@@ -70,8 +87,8 @@ pub trait Divergence: Send + Sync {
     fn row(&self, teacher: LogitRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64;
 
     /// [`Self::row`] for a teacher of which only the likeliest tokens are known: they and one bucket that holds all others,
-    /// on both sides. With every token known it is the same; otherwise, given
-    /// what the others truly hold, it is no more.
+    /// on both sides; or, where the row has no tail, they alone, renormalised on both sides. With every token known it is
+    /// the same; with the bucket, given what the others truly hold, it is no more.
     fn top_k_row(&self, teacher: TopKRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64;
 
     /// [`Self::row`] for a teacher of which only draws are known: an unbiased estimate of it and of its gradient. It may be

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::row::{Divergence, LogitRow};
+use super::row::{Divergence, LogitRow, renormalized_row};
 use crate::error::{Error, Result};
 use crate::kernels::{RowScales, RowSums, TeacherRows, math};
 use crate::signal::{SampledRow, TopKRow};
@@ -121,50 +121,39 @@ impl<T: Term> Divergence for Terms<T> {
         )
     }
 
-    /// The known tokens and one bucket: the gradient of a token of the rest is its share of the bucket's.
+    /// The whole row's divergence of a row of k + 1: the known tokens, and one that has the probability of all others. Of its
+    /// gradient by that one's logit, log Σ exp(z / T) over the others, each of them takes its share.
     fn top_k_row(&self, teacher: TopKRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64 {
-        let log_p_rest = teacher.log_tail;
+        let Some(log_p_rest) = teacher.log_tail else { return renormalized_row(self, teacher, student, gradient) };
+        let (k, inverse_temperature) = (teacher.ids.len(), student.inverse_temperature);
         let mut others = student.logits.to_vec();
         teacher.ids.iter().for_each(|&id| others[id as usize] = f32::NEG_INFINITY);
-        let rest = LogitRow::new(&others, student.inverse_temperature);
-        let has_rest = rest.log_sum_exp > f32::NEG_INFINITY;
-        // Where p has nothing there, q is compared over the known tokens alone.
-        let cut = T::NEEDS_SUPPORT && math::exp(log_p_rest) == 0.0 && has_rest;
-        let log_sum = match cut {
-            false => student.log_sum_exp,
-            true => {
-                let known: Vec<f32> = teacher.ids.iter().map(|&id| student.logits[id as usize]).collect();
-                LogitRow::new(&known, student.inverse_temperature).log_sum_exp
-            }
-        };
-        let log_q = |id: u32| student.logits[id as usize] * student.inverse_temperature - log_sum;
+        let rest = LogitRow::new(&others, inverse_temperature);
+        let mut of_student: Vec<f32> =
+            teacher.ids.iter().map(|&id| student.logits[id as usize] * inverse_temperature).collect();
+        of_student.push(rest.log_sum_exp);
+        // What the known tokens hold together at this temperature: 1 − p_rest.
         let log_known = (-(log_p_rest as f64).exp_m1()).max(0.0).ln();
-        let scaled: Vec<f32> = teacher.log_probabilities.iter().map(|l| l * student.inverse_temperature).collect();
+        let scaled: Vec<f32> = teacher.log_probabilities.iter().map(|l| l * inverse_temperature).collect();
         let log_total = LogitRow::new(&scaled, 1.0).log_sum_exp as f64 - log_known;
-        let log_p = |i: usize| (scaled[i] as f64 - log_total) as f32;
-        let terms: Vec<(f32, f32)> =
-            teacher.ids.iter().enumerate().map(|(i, &id)| self.0.term(log_p(i), log_q(id))).collect();
-        let log_q_rest = if has_rest && !cut { rest.log_sum_exp - log_sum } else { f32::NEG_INFINITY };
-        let of_rest = if cut { (0.0, 0.0) } else { self.0.term(log_p_rest, log_q_rest) };
-        let sum = |of: fn(&(f32, f32)) -> f32| terms.iter().chain([&of_rest]).map(|t| of(t) as f64).sum::<f64>();
-        if let Some((gradient, scale)) = gradient {
-            let (scale, e_sum) = (scale * student.inverse_temperature, sum(|t| t.1) as f32);
-            let pull = scale * (of_rest.1 - math::exp(log_q_rest) * e_sum);
-            if has_rest && !cut {
-                math::vectorize(
-                    #[inline(always)]
-                    || {
-                        for (g, &z) in gradient.iter_mut().zip(rest.logits) {
-                            *g += pull * math::exp(rest.log_probability_of(z));
-                        }
-                    },
-                );
-            }
-            for (&id, (_, e)) in teacher.ids.iter().zip(&terms) {
-                gradient[id as usize] += scale * (e - math::exp(log_q(id)) * e_sum);
-            }
+        let mut of_teacher: Vec<f32> = scaled.iter().map(|&l| (l as f64 - log_total) as f32).collect();
+        of_teacher.push(log_p_rest);
+        let (p, q) = (LogitRow::new(&of_teacher, 1.0), LogitRow::new(&of_student, 1.0));
+        let Some((gradient, scale)) = gradient else { return self.row(p, q, None) };
+        let mut by_logit = vec![0.0; k + 1];
+        let value = self.row(p, q, Some((&mut by_logit, scale * inverse_temperature)));
+        if rest.log_sum_exp > f32::NEG_INFINITY {
+            math::vectorize(
+                #[inline(always)]
+                || {
+                    for (g, &z) in gradient.iter_mut().zip(rest.logits) {
+                        *g += by_logit[k] * math::exp(rest.log_probability_of(z));
+                    }
+                },
+            );
         }
-        sum(|t| t.0)
+        teacher.ids.iter().zip(&by_logit).for_each(|(&id, g)| gradient[id as usize] += g);
+        value
     }
 
     /// Σ ŵ φ / p, with its gradient.

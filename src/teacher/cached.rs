@@ -54,6 +54,6 @@ impl Teacher for CacheTeacher {
 
     fn signal(&self, batch: &Batch, needs: &Needs) -> Result<TeacherSignal> {
         let records = batch.rows.par_iter().map(|row| self.row(row)).collect::<Result<Vec<Record>>>()?;
-        together(records).signal(self.reader.header(), needs.temperature)
+        together(records).signal(self.reader.header(), needs)
     }
 }

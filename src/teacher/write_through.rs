@@ -80,6 +80,6 @@ impl Teacher for WriteThrough<'_> {
         let mut store = self.store.lock().map_err(|_| Error::run("the teacher failed while it was asked"))?;
         self.learn(&mut store, batch, needs)?;
         let records = batch.rows.iter().map(|row| store.writer.read(&store.known[&row.digest]));
-        together(records.collect::<Result<Vec<Record>>>()?).signal(&self.header, needs.temperature)
+        together(records.collect::<Result<Vec<Record>>>()?).signal(&self.header, needs)
     }
 }

@@ -544,6 +544,15 @@ def tvd(p_logits, q_logits, t):
     return (p - q).abs().sum(-1) / 2
 
 
+def of_known(logits, ids, t, tail):
+    """Logits, for a temperature of 1, of the distribution over the tokens `ids`: with one bucket of all others, or without."""
+    known = (logits / t).gather(-1, ids)
+    if tail == "renormalize":
+        return known
+    others = (logits / t).scatter(-1, ids, float("-inf"))
+    return torch.cat([known, torch.logsumexp(others, -1, keepdim=True)], -1)
+
+
 def make_losses():
     n, v = 7, 61
     g = generator("losses")
@@ -577,13 +586,27 @@ def make_losses():
         for weight in (0.1, 0.5):
             expect(f"skew_kl_{weight}_t{t:g}", lambda z: skew_kl(y, z, t, weight))
             expect(f"skew_reverse_kl_{weight}_t{t:g}", lambda z: skew_reverse_kl(y, z, t, weight))
+    ids = teacher.topk(8, -1).indices
+    tensors["top8"] = ids
+    for tail in ("bucket", "renormalize"):
+        def truncated(name, loss):
+            of = lambda logits: of_known(logits, ids, 2.0, tail)
+            expect(f"{name}_t2_top8_{tail}", lambda z: loss(of(y), of(z)))
+        truncated("forward_kl", lambda p, q: forward_kl(p, q, 1.0))
+        truncated("reverse_kl", lambda p, q: reverse_kl(p, q, 1.0))
+        truncated("tvd", lambda p, q: tvd(p, q, 1.0))
+        for beta in (0.1, 0.5, 0.9):
+            truncated(f"jsd_{beta}", lambda p, q: jsd(p, q, 1.0, beta))
+        for weight in (0.1, 0.5):
+            truncated(f"skew_kl_{weight}", lambda p, q: skew_kl(p, q, 1.0, weight))
+            truncated(f"skew_reverse_kl_{weight}", lambda p, q: skew_reverse_kl(p, q, 1.0, weight))
     expect("cross_entropy", lambda z: F.cross_entropy(z, labels, reduction="none"),
            lambda z: F.softmax(z, -1) - F.one_hot(labels, v))
     save(tensors, HERE / "losses.safetensors")
     write_json(HERE / "losses.json", {
         "rows": n, "vocabulary": v,
         "inputs": "teacher, student [7, 61] f32; labels [7] i64; expectations in f64 from the f32 logits",
-        "values": "<name>.values [7] f64, nats per row; <divergence>[_<beta or lambda>]_t<T> at temperature T without the factor T^2 or T",
+        "values": "<name>.values [7] f64, nats per row; <divergence>[_<beta or lambda>]_t<T> at temperature T without the factor T^2 or T; …_t2_top8_<tail>: of the teacher's tokens top8 [7, 8] i64 alone",
         "gradients": "<name>.gradient [7, 61] f64: of the sum of the values, with respect to the student's logits; not divided",
         "rows_with_negative_infinity": [2, 5], "row_with_p_equal_q": 3,
         "sums": sums})

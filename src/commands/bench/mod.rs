@@ -187,9 +187,10 @@ impl Teacher for StoredTokens {
         let n = batch.valid_tokens();
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         Ok(TeacherSignal::TopK {
+            k: self.k,
             ids: (0..n).flat_map(|_| self.tokens_from(rng.random_range(0..self.vocab_size))).collect(),
             log_probabilities: vec![-(self.k as f32).ln(); n * self.k],
-            log_tails: vec![f32::NEG_INFINITY; n],
+            log_tails: Some(vec![f32::NEG_INFINITY; n]),
             labels: vec![],
             vocab_size: self.vocab_size,
         })

@@ -145,10 +145,10 @@ fn costs(cache: &Reader, teacher: &Path, student: &Path, args: &StatsArgs, scree
         let batch = Batch::new([&Row { tokens, targets, source }]);
         let needs = Needs { full_distribution: true, temperature, ..Needs::default() };
         let whole = live.signal(&batch, &needs)?;
-        let mut stored = vec![said.signal(header, temperature)?];
+        let mut stored = vec![said.signal(header, &needs)?];
         if let Codec::Sampled { .. } = header.codec {
             for draw in 1..DRAWS {
-                stored.push(drawn_again(header, draw, &whole, &batch, temperature)?);
+                stored.push(drawn_again(header, draw, &whole, &batch, &needs)?);
             }
         }
         let row = codec_cost(&whole, &stored, &student, &batch, temperature)?;
@@ -181,7 +181,7 @@ fn drawn_again(
     draw: u64,
     whole: &TeacherSignal,
     batch: &Batch,
-    temperature: f64,
+    needs: &Needs,
 ) -> Result<TeacherSignal> {
     let mut other = header.clone();
     if let Codec::Sampled { seed, .. } = &mut other.codec {
@@ -191,5 +191,5 @@ fn drawn_again(
     for row in encode_batch(&other, whole, batch)? {
         all.append(&other.decode(&row.bytes).map_err(Error::run)?.said);
     }
-    all.signal(&other, temperature)
+    all.signal(&other, needs)
 }

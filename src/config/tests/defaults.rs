@@ -96,6 +96,7 @@ kind = "forward_kl"
 temperature = 2
 hard_label_weight = 0.3
 scale_by_temperature_squared = false
+tail = "renormalize"
 [train]
 steps = 50
 max_time = "90s"

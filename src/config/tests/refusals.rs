@@ -81,7 +81,7 @@ fn an_unknown_key_is_refused_at_every_level_with_a_suggestion() {
 
 #[test]
 fn what_is_not_built_yet_is_refused_and_what_is_there_is_named() {
-    for set in ["teacher.kind=api", "loss.tail=bucket"] {
+    for set in ["teacher.kind=api"] {
         let text = problem(LEAST, &[set]);
         assert!(text.contains("is not available in this version; available"), "{text}");
     }
@@ -393,7 +393,12 @@ fn hard_labels_take_no_temperature_and_no_weight_but_may_have_a_teacher_to_evalu
     assert!(problem(LEAST, &["loss.kind=cross_entropy"]).contains("teacher.path"));
     let all = problem(LEAST, &["data.loss_on=all", "eval.exact_match=true"]);
     assert!(all.contains("eval.exact_match"), "{all}");
-    for set in ["loss.temperature=2", "loss.hard_label_weight=0.5", "loss.scale_by_temperature_squared=false"] {
+    for set in [
+        "loss.temperature=2",
+        "loss.hard_label_weight=0.5",
+        "loss.scale_by_temperature_squared=false",
+        "loss.tail=bucket",
+    ] {
         let text = problem(LEAST, &["loss.kind=cross_entropy", held_out, set]);
         assert!(text.contains("has no effect with loss.kind = \"cross_entropy\""), "{text}");
     }

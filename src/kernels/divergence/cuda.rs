@@ -43,7 +43,8 @@ pub(super) fn forward_kl(
             MODULE.launch(&name, Grid::new(rows, 1, THREADS), &[&tensors[..], &counts, &scalars].concat())?;
             Ok(RowSums { sums, teacher_log_sum_exp: Some(log_sum_exp) })
         }
-        TeacherRows::TopK { ids, log_probabilities, log_tails: third }
+        TeacherRows::TopK { log_tails: None, .. } => bail!("renormalised top-k rows have no kernel yet"),
+        TeacherRows::TopK { ids, log_probabilities, log_tails: Some(third) }
         | TeacherRows::Sampled { ids, log_probabilities, weights: third } => {
             let k = ids.dim(1)?;
             if k > MAX_TOP_K {

@@ -473,7 +473,7 @@ fn a_teacher_writes_the_responses_once_and_the_student_learns_them_with_any_loss
     };
     assert!(train("dry", &["--dry-run"], 0).is_empty() && !bench.path("dry").exists());
     let said = train("whole", &[], 0);
-    assert!(said.contains("responses") && said.contains("answers of the teacher"), "{said}");
+    assert!(said.contains("rows with the teacher's answers"), "{said}");
     let lines = |run: &str| String::from_utf8(bench.read(&format!("{run}/responses.jsonl"))).unwrap();
     assert!(lines("whole").lines().count() > 30 && lines("whole").contains("{\"text\":\"a text stays\"}"));
     assert!(lines("whole").contains("\"unfinished\":true"));
@@ -494,11 +494,22 @@ fn a_teacher_writes_the_responses_once_and_the_student_learns_them_with_any_loss
     assert_eq!(lines("cut"), lines("whole"));
     // Other settings are another file.
     let refused = train("cut2", &["--set", "rollout.max_new_tokens=3"], 0);
-    assert!(refused.contains("answers of the teacher"));
+    assert!(refused.contains("rows with the teacher's answers"));
     bench.write("cut3/responses.json", bench.read("whole/responses.json"));
     bench.write("cut3/responses.jsonl", bench.read("whole/responses.jsonl"));
     let refused = train("cut3", &["--set", "rollout.max_new_tokens=3"], 2);
     assert!(refused.contains("rollout.max_new_tokens changed"), "{refused}");
+    let refused = train("cut3", &["--set", "teacher.dtype=bf16"], 2);
+    assert!(refused.contains("teacher.dtype changed"), "{refused}");
+    // A file that was changed, or that is somebody else's, is never taken for the teacher's and never overwritten.
+    bench.write("cut3/responses.jsonl", lines("whole").replacen("response", "Response", 1));
+    assert!(train("cut3", &[], 2).contains("is not what the teacher wrote any more"));
+    bench.write("cut4/responses.jsonl", "{\"text\": \"mine\"}\n");
+    assert!(train("cut4", &[], 2).contains("bring both along"));
+    assert_eq!(lines("cut4"), "{\"text\": \"mine\"}\n");
+    // A branch of a run takes its rows along instead of having them written again.
+    let branch = train("branch", &["--resume", "whole/checkpoints/step-00000003", "--set", "train.steps=6"], 0);
+    assert!(!branch.contains("the teacher answers") && lines("branch") == lines("whole"), "{branch}");
 }
 
 #[test]

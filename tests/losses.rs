@@ -553,6 +553,11 @@ fn what_the_student_wrote_is_no_label_and_the_cross_entropy_is_over_the_corpus_a
     for (half, whole) in d_hidden.iter().chain(&d_head).zip(pure.iter().chain(&pure_head)) {
         assert!((half - 0.5 * whole).abs() < 1e-7);
     }
+    // A step without any label is the divergence alone.
+    let own = Counts::of(&[batch(true)]);
+    assert_eq!(outcome(&mut objective(0.5), &batch(true), own), outcome(&mut objective(0.0), &batch(true), own));
+    let (sums_alone, ..) = outcome(&mut objective(1.0), &batch(true), own);
+    assert_eq!(objective(1.0).loss(&sums_alone), objective(0.0).loss(&sums_alone));
     // A step of both: the loss divides each by what it is over.
     let mut total = outcome(&mut objective(0.5), &batch(false), counts).0;
     let corpus = total.clone();

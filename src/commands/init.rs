@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::build::AnyTeacher;
 use super::export::check_output;
-use super::{Outcome, build, choose, out, signals};
+use super::{Outcome, build, choose, out, responses, signals};
 use crate::checkpoint::atomic;
 use crate::cli::InitArgs;
 use crate::config::plan::Models;
@@ -36,6 +36,12 @@ pub fn run(args: &InitArgs) -> Result<Outcome> {
         let devices = config.devices(args.device.choice)?;
         let described = config.teacher.as_ref().ok_or_else(|| Error::run("there is no teacher to choose layers of"))?;
         let live = build::load_teacher(described, &devices, &screen)?;
+        if responses::wanted(&config).is_some() {
+            return Err(Error::input(
+                "rollout.from = \"teacher\" has the rows written by `distill train`, which then chooses layers on them: list \
+                 student.layers, or leave [rollout] out here",
+            ));
+        }
         let index = CorpusIndex::open(&config.data.train, config.data.on_bad_record.into());
         let index = Arc::new(index.map_err(|e| e.context("data.train"))?);
         let encoder = Arc::new(config.data.encoder(tokenizer.clone()).map_err(|e| e.context("data"))?);

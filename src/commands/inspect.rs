@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Outcome, cache, out, show_plan};
+use super::{Outcome, cache, out, responses, show_plan};
 use crate::cache::is_cache;
 use crate::checkpoint::{Checkpoint, find, layout};
 use crate::cli::InspectArgs;
@@ -52,7 +52,8 @@ fn inspect_file(path: &Path) -> Result<String> {
     match path.extension().and_then(|e| e.to_str()) {
         Some("toml") => {
             let screen = Screen::stderr();
-            let config = config::load_to_read(path, &[])?;
+            let mut config = config::load_to_read(path, &[])?;
+            config.responses = responses::complete(&config).then(|| responses::file(&config));
             let devices = config.devices(DeviceChoice::Auto)?;
             show_plan::with_estimate(Plan::new(config, devices, &screen)?, &screen)
         }

@@ -6,19 +6,20 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::{build, fingerprints};
 use crate::checkpoint::{RunLock, atomic, layout};
 use crate::config::plan::Plan;
-use crate::config::{RolloutConfig, RolloutFrom, RunConfig};
-use crate::corpus::{Encoder, Message, Record};
+use crate::config::{RolloutConfig, RolloutFrom, RunConfig, Word};
+use crate::corpus::{Encoder, Message, OnBadRecord, Place, Record};
 use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::metrics::Screen;
@@ -39,8 +40,28 @@ struct Info {
     skipped: u64,
     /// Answers that ran into their limit.
     unfinished: u64,
+    /// Records that were passed over, the first thousand: file, line and reason, as in rejected.jsonl.
+    #[serde(default)]
+    passed_over: Vec<Value>,
+    /// SHA-256 of the finished file.
+    #[serde(default)]
+    sha256: Option<String>,
     /// What the answers are a function of, by name.
     made_from: BTreeMap<String, String>,
+}
+
+impl Info {
+    fn pass_over(&mut self, place: &Place, reason: &str) {
+        if self.passed_over.len() < 1000 {
+            self.passed_over.push(json!({ "file": *place.file, "line": place.line, "reason": reason }));
+        }
+    }
+}
+
+/// Records that the teacher did not answer, as lines of rejected.jsonl.
+pub fn passed_over(config: &RunConfig) -> Vec<String> {
+    let info = wanted(config).and_then(|_| read_info(&config.output.dir).ok().flatten());
+    info.map_or(vec![], |info| info.passed_over.iter().map(Value::to_string).collect())
 }
 
 /// Whether the config asks the teacher for the responses.
@@ -66,8 +87,21 @@ pub fn write(config: &RunConfig, devices: Devices, screen: &Screen, interrupted:
     let plan = Plan::new(config.clone(), devices, screen)?;
     let dir = &plan.config.output.dir;
     let made_from = made_from(&plan, rollout)?;
+    let path = dir.join(layout::RESPONSES);
     let mut info = match read_info(dir)? {
-        None => Info { made_from, ..Info::default() },
+        None if fs::metadata(&path).is_ok_and(|file| file.len() > 0) => {
+            return Err(Error::input(format!(
+                "{} is there, but not the {} that says what it was made from: bring both along, name the file as data.train of \
+                 a run without [rollout], or remove it",
+                path.display(),
+                layout::RESPONSES_INFO
+            )));
+        }
+        None => {
+            let mut info = Info { made_from, ..Info::default() };
+            plan.train.rejections().first.iter().for_each(|bad| info.pass_over(&bad.place, &bad.reason));
+            info
+        }
         Some(info) => {
             if let Some(changed) = fingerprints::changed(&info.made_from, &made_from) {
                 return Err(Error::input(format!(
@@ -79,11 +113,20 @@ pub fn write(config: &RunConfig, devices: Devices, screen: &Screen, interrupted:
         }
     };
     if info.complete {
-        return Ok(true);
+        return match info.sha256 == Some(digest(&path)?) {
+            true => Ok(true),
+            false => Err(Error::input(format!(
+                "{} is not what the teacher wrote any more: remove it and {} to have it written again, or name it as data.train \
+                 of a run without [rollout]",
+                path.display(),
+                layout::RESPONSES_INFO
+            ))),
+        };
     }
+    // The answers hide it: they differ from what the held-out rows say.
+    plan.notices.iter().filter(|n| n.code == "train_eval_overlap").for_each(|n| screen.line(&n.line()));
     let _lock = RunLock::acquire(dir)?;
     save_info(dir, &info)?;
-    let path = dir.join(layout::RESPONSES);
     let mut out = append_to(&path, &mut info)?;
     let teacher = build::teacher(&plan, screen)?;
     let teacher = teacher.as_ref().and_then(build::AnyTeacher::live).ok_or_else(|| Error::run("no live teacher"))?;
@@ -95,14 +138,18 @@ pub fn write(config: &RunConfig, devices: Devices, screen: &Screen, interrupted:
         let until = total.min(info.records + TOGETHER as u64);
         let Some(answers) = answer(&plan, rollout, teacher.decoder(), info.records..until, interrupted)? else {
             progress.finish();
-            screen.line(&format!("stopped after {} of {} answers", Count(info.records), Count(total)));
+            let (done, total) = (Count(info.records), Count(total));
+            screen.line(&format!("stopped after {done} of {total} answers; the same command goes on from there"));
             return Ok(false);
         };
         let mut lines = String::new();
         for answer in &answers {
             lines += &answer.line;
             tokens += answer.tokens;
-            info.skipped += answer.line.is_empty() as u64;
+            if answer.line.is_empty() {
+                info.skipped += 1;
+                info.pass_over(&answer.place, answer.reason);
+            }
             info.unfinished += answer.unfinished as u64;
         }
         // Lines first: what is counted is there.
@@ -112,11 +159,17 @@ pub fn write(config: &RunConfig, devices: Devices, screen: &Screen, interrupted:
         save_info(dir, &info)?;
     }
     progress.finish();
-    info.complete = true;
+    if info.records == info.skipped {
+        return Err(Error::input(
+            "the teacher has answered nothing: every answer is empty or its prompt fills data.max_length; look at the data, or \
+             at rollout.temperature",
+        ));
+    }
+    (info.complete, info.sha256) = (true, Some(digest(&path)?));
     save_info(dir, &info)?;
     let speed = tokens as f64 / began.elapsed().as_secs_f64();
     screen.line(&format!(
-        "{:<11}{} answers of the teacher ({} cut off at their limit, {} rows passed over), {} tokens at {} tokens/s",
+        "{:<11}{} rows with the teacher's answers ({} cut off at their limit), {} passed over; {} tokens now, at {} tokens/s",
         "responses",
         Count(info.records - info.skipped),
         Count(info.unfinished),
@@ -134,6 +187,7 @@ fn made_from(plan: &Plan, rollout: &RolloutConfig) -> Result<BTreeMap<String, St
     let template = plan.encoder.template_digest().map_or("none".into(), |digest| hex(&digest));
     for (name, value) in [
         ("the chat template", template),
+        ("teacher.dtype", plan.config.teacher_dtype().word().into()),
         ("seed", plan.config.seed.to_string()),
         ("data.max_length", plan.config.data.max_length.to_string()),
         ("rollout.max_new_tokens", rollout.max_new_tokens.to_string()),
@@ -145,9 +199,11 @@ fn made_from(plan: &Plan, rollout: &RolloutConfig) -> Result<BTreeMap<String, St
     Ok(made)
 }
 
-/// A record's new line; empty: none.
+/// A record's new line; empty: none, for a reason.
 struct Answer {
     line: String,
+    place: Place,
+    reason: &'static str,
     tokens: usize,
     unfinished: bool,
 }
@@ -164,7 +220,17 @@ fn answer(
     let (mut read, mut prompts, mut of) = (vec![], vec![], vec![]);
     for n in records {
         let (record, place) = plan.train.read(n as usize)?;
-        let ids = asked(&record, encoder).map_err(|e| e.context(format!("{}:{}", place.file.display(), place.line)))?;
+        let mut reason = "there is nothing to answer";
+        let ids = match asked(&record, encoder) {
+            Err(_) if plan.train.policy() == OnBadRecord::Skip => {
+                reason = "the chat template refuses the prompt";
+                None
+            }
+            asked => asked.map_err(|e| e.context(format!("{}:{}", place.file.display(), place.line)))?,
+        };
+        if ids.as_ref().is_some_and(|ids| ids.len() >= encoder.max_length()) {
+            reason = "the prompt leaves no room for an answer within data.max_length";
+        }
         let room = ids.as_ref().map_or(0, |ids| encoder.max_length().saturating_sub(ids.len()));
         if let Some(tokens) = ids.filter(|_| room > 0) {
             of.push(read.len());
@@ -175,7 +241,7 @@ fn answer(
                 seed: seed_of(plan.config.seed ^ (n + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
             });
         }
-        read.push(record);
+        read.push((record, place, reason));
     }
     let mut written: Vec<Vec<u32>> = vec![vec![]; prompts.len()];
     let stop = || interrupted.load(Ordering::Relaxed);
@@ -190,20 +256,26 @@ fn answer(
     let finishes = finishes?;
     let mut answers: Vec<Answer> = read.iter().map(kept).collect();
     for ((i, tokens), finish) in of.into_iter().zip(written).zip(finishes) {
-        let text = encoder.tokenizer().decode(&tokens, true)?;
         let unfinished = !matches!(finish, Finish::Stop(_));
-        answers[i] = Answer { line: line(&read[i], &text, unfinished), tokens: tokens.len(), unfinished };
+        let mut text = encoder.tokenizer().decode(&tokens, true)?;
+        if unfinished {
+            // Half of a character is no text to learn.
+            text.truncate(text.trim_end_matches('\u{fffd}').len());
+        }
+        let (record, place, _) = &read[i];
+        let (line, reason) = (line(record, &text, unfinished), "the teacher's answer is empty");
+        answers[i] = Answer { line, place: place.clone(), reason, tokens: tokens.len(), unfinished };
     }
     Ok(Some(answers))
 }
 
 /// What stands for a record that is not answered: a text as it is, anything else not at all.
-fn kept(record: &Record) -> Answer {
+fn kept((record, place, reason): &(Record, Place, &'static str)) -> Answer {
     let line = match record {
         Record::Text(text) => format!("{}\n", json!({ "text": text })),
         _ => String::new(),
     };
-    Answer { line, tokens: 0, unfinished: false }
+    Answer { line, place: place.clone(), reason, tokens: 0, unfinished: false }
 }
 
 /// The prompt of a record, as a model is given it. None: it has none.
@@ -212,7 +284,11 @@ fn asked(record: &Record, encoder: &Encoder) -> Result<Option<Vec<u32>>> {
         Record::Text(_) => None,
         Record::Unfinished(record) => return asked(record, encoder),
         Record::Prompt(prompt) | Record::Pair { prompt, .. } => Some(encoder.prompt_ids(prompt)?),
-        Record::Chat(messages) => Some(encoder.conversation_ids(before_the_last_answer(messages))?),
+        // A conversation that begins with the answer asks nothing.
+        Record::Chat(messages) => match before_the_last_answer(messages) {
+            [] => None,
+            before => Some(encoder.conversation_ids(before)?),
+        },
     })
 }
 
@@ -240,6 +316,33 @@ fn line(record: &Record, answer: &str, unfinished: bool) -> String {
         row["unfinished"] = Value::Bool(true);
     }
     format!("{row}\n")
+}
+
+/// Brings the responses of a run along into `dir`, where a branch of it is to begin: the file first, so that what is
+/// counted is there.
+pub fn bring_along(from: &Path, dir: &Path) -> Result<()> {
+    if !from.join(layout::RESPONSES_INFO).exists() || dir.join(layout::RESPONSES_INFO).exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir).map_err(|e| Error::unwritable(dir, e))?;
+    for name in [layout::RESPONSES, layout::RESPONSES_INFO] {
+        let path = from.join(name);
+        let content = fs::read(&path).map_err(|e| Error::unreadable(&path, e))?;
+        atomic::write_file(&dir.join(name), &content)?;
+    }
+    Ok(())
+}
+
+fn digest(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(|e| Error::unreadable(path, e))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer).map_err(|e| Error::unreadable(path, e))? {
+            0 => return Ok(hex(&<[u8; 32]>::from(hasher.finalize()))),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
 }
 
 fn read_info(dir: &Path) -> Result<Option<Info>> {

@@ -285,6 +285,7 @@ fn time_steps(plan: &Plan, screen: &Screen) -> Result<Duration> {
     let text = |tokens: &[u32]| plan.encoder.tokenizer().decode(tokens, false);
     let interrupted = AtomicBool::new(false);
     let rollouts = build::rollouts(plan, &text, &interrupted);
+    let mut written = RolloutState::default();
     let mut times = vec![];
     for i in 0..TIMED_STEPS {
         let started = Instant::now();
@@ -293,7 +294,8 @@ fn time_steps(plan: &Plan, screen: &Screen) -> Result<Duration> {
         let micro = match &rollouts {
             None => step.micro_batches(size),
             Some(rollouts) => {
-                let mixed = rollouts.mix(step, i, &student, &RolloutState::default())?;
+                let mixed = rollouts.mix(step, i, &student, &written)?;
+                written = mixed.as_ref().map_or(written, |mixed| mixed.state.clone());
                 mixed.map(|mixed| mixed.micro_batches(size)).unwrap_or_default()
             }
         };

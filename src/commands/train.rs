@@ -46,10 +46,16 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         out::write(&show_plan::with_estimate(plan, &screen)?)?;
         return Ok(Outcome::Done);
     }
-    let interrupted = signals::watch("step", &screen)?;
+    let writes = responses::wanted(&config).is_some() && !responses::complete(&config);
+    let interrupted = signals::watch(if writes { "batch of answers or step" } else { "step" }, &screen)?;
     let dir = config.output.dir.clone();
     let start = Start::find(args.resume.as_ref(), &dir, &mut config, &screen)?;
     if responses::wanted(&config).is_some() {
+        if let Start::From(origin) = &start
+            && !origin.same_run
+        {
+            responses::bring_along(&origin.run_dir, &dir)?;
+        }
         if !responses::write(&config, devices.clone(), &screen, &interrupted)? {
             return Ok(Outcome::Stopped);
         }
@@ -391,7 +397,7 @@ fn student_folder(plan: &Plan) -> PathBuf {
 fn write_rejected(plan: &Plan, while_training: &Rejections, run_dir: &Path) -> Result<()> {
     let held_out = plan.held_out.as_ref().map(|h| &h.rejections);
     let all = [Some(plan.train.rejections()), Some(&plan.scan.rejections), Some(while_training), held_out];
-    let mut lines: Vec<String> = vec![];
+    let mut lines: Vec<String> = responses::passed_over(&plan.config);
     for r in all.into_iter().flatten().flat_map(|rejections| &rejections.first) {
         let line = json!({ "file": *r.place.file, "line": r.place.line, "reason": r.reason }).to_string();
         // The plan's scan and the training meet the same records.

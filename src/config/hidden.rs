@@ -1,6 +1,7 @@
 //! `loss.hidden`: which hidden states are held to the teacher's.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use super::raw::{Node, Value, shown_key};
 use super::reader::{Numbers, Reader};
@@ -77,15 +78,22 @@ fn layers(value: &Value) -> Option<HiddenLayers> {
 }
 
 impl HiddenConfig {
-    /// The student's and the teacher's layers that are compared. `auto`: each layer of a cut with the one it was; otherwise
+    /// The student's and the teacher's layers that are compared; `of_teacher` is the path of a local teacher. `auto`: each
+    /// layer of a cut of the teacher with the one it was; otherwise
     /// student's layer i of n with the teacher's that ends the same share of its depth, (i + 1) · N / n rounded up.
     ///
     /// Input errors: a layer that does not exist.
-    pub fn pairs(&self, source: &StudentSource, student: usize, teacher: usize) -> Result<Vec<[usize; 2]>> {
+    pub fn pairs(
+        &self,
+        source: &StudentSource,
+        of_teacher: Option<&Path>,
+        student: usize,
+        teacher: usize,
+    ) -> Result<Vec<[usize; 2]>> {
         let pairs = match (&self.layers, source) {
             (HiddenLayers::Pairs(pairs), _) => pairs.clone(),
-            (HiddenLayers::Auto, StudentSource::Pruned { layers: Layers::These(layers), .. })
-                if layers.iter().all(|&t| t < teacher) =>
+            (HiddenLayers::Auto, StudentSource::Pruned { layers: Layers::These(layers), from })
+                if Some(from.as_path()) == of_teacher =>
             {
                 layers.iter().enumerate().map(|(s, &t)| [s, t]).collect()
             }

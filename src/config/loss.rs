@@ -29,6 +29,15 @@ pub(super) fn loss(r: &mut Reader<'_>) -> LossConfig {
         hidden: super::hidden::hidden(r),
         mix,
     };
+    let alone = r.has("train.max_time") && !r.has("train.steps") && !r.has("train.epochs");
+    for (key, moving) in [
+        ("loss.temperature", loss.temperature.constant().is_none()),
+        ("loss.hard_label_weight", loss.hard_label_weight.constant().is_none()),
+    ] {
+        if alone && moving {
+            r.refuse(key, "spans train.steps or train.epochs: give one of them beside max_time, or keep it constant");
+        }
+    }
     if loss.is_cross_entropy() {
         for (key, changed) in [
             ("loss.temperature", loss.temperature != Scheduled::Constant(1.0)),

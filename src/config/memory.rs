@@ -18,13 +18,16 @@ pub struct Memory {
     pub trainable: u64,
     /// What a micro-batch of the longest rows leaves for the backward pass, and the chunk of logits.
     pub activations: u64,
+    /// What a student that writes takes while it does: a packed copy of it, and the keys and values of a step's rows.
+    pub rollouts: u64,
     /// Size of one checkpoint on the disk.
     pub checkpoint: u64,
 }
 
 impl Memory {
     pub fn total(&self) -> u64 {
-        self.teacher.saturating_add(self.student).saturating_add(self.activations)
+        // Rows are written before the step's activations are there.
+        self.teacher.saturating_add(self.student).saturating_add(self.activations.max(self.rollouts))
     }
 }
 
@@ -64,7 +67,13 @@ pub(super) fn estimate(
     let learned = trainable as u64 * F32;
     // The factors of adapters stand beside the weights.
     let adapters = if config.student.source.adaptation().is_some() { learned } else { 0 };
+    // A student that writes is packed once more, and keeps keys and values of every row of a step.
+    let writes = config.rollout.as_ref().is_some_and(|rollout| rollout.on_policy());
+    let cache = 2 * student.layers as u64 * (student.kv_heads * student.head_dim) as u64 * F32;
+    let rows = (config.train.batch_size as u64).saturating_mul(longest as u64);
+    let rollouts = if writes { weights.saturating_add(rows.saturating_mul(cache)) } else { 0 };
     Ok(Memory {
+        rollouts,
         teacher: config.teacher.as_ref().zip(teacher).map_or(0, |(config, model)| of_teacher(config, model)),
         teacher_head: teacher.map_or(0, |t| F32 * (t.vocab_size * t.hidden_size) as u64),
         student: weights + adapters + 3 * learned,

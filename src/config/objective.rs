@@ -9,7 +9,7 @@ use crate::loss::{
     Divergence, ForwardKl, Jsd, Objective, Part, Path, Ramp, ReverseKl, SkewKl, SkewReverseKl, Terms, Tvd,
 };
 use crate::model::ModelConfig;
-use crate::signal::{Capabilities, Needs};
+use crate::signal::{Capabilities, Needs, Tail};
 
 /// The divergence that a kind names; not for `cross_entropy`, which is none.
 fn divergence(config: &DivergenceConfig) -> Option<Box<dyn Divergence>> {
@@ -73,6 +73,26 @@ pub(super) fn has_positions(teacher: Option<&ModelConfig>, student: &ModelConfig
     }
 }
 
+/// Refuses to have rows answered by a model whose context they may exceed.
+pub(super) fn has_room_to_answer(
+    rollout: &RolloutConfig,
+    teacher: Option<&ModelConfig>,
+    student: &ModelConfig,
+    max_length: usize,
+) -> Result<()> {
+    let (whose, model) = match (rollout.from, teacher) {
+        (RolloutFrom::Teacher, Some(teacher)) => ("teacher", teacher),
+        _ => ("student", student),
+    };
+    match model.max_position_embeddings {
+        context if context < max_length => Err(Error::input(format!(
+            "data.max_length = {max_length}, but the {whose}, which is to answer, has a context of {context} tokens: lower it \
+             to that"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a model on a GPU that has no kernel for one of its ops. A live teacher's head runs where the student is.
 pub(super) fn has_kernels(teacher: Option<&ModelConfig>, student: &ModelConfig, devices: &Devices) -> Result<()> {
     let on_gpu = |opened: &Opened| opened.device.is_cuda();
@@ -111,12 +131,31 @@ pub(super) fn can_be_computed(loss: &LossConfig, stored: Option<&Codec>, devices
     if !parts.is_empty() {
         tail_is_used(loss, stored)?;
     }
-    parts.iter().try_for_each(|part| part_can_be_computed(part.divergence.as_ref(), stored, devices))
+    let left_out = match (stored, loss.tail()) {
+        (Some(Codec::Sampled { .. }), _) | (Some(Codec::TopK { .. }), Tail::Bucket) => {
+            loss.temperature.constant().is_none()
+        }
+        _ => false,
+    };
+    if left_out && !parts.is_empty() {
+        return Err(Error::input(format!(
+            "loss.temperature goes from {}: what a cache leaves out is known at one temperature; keep it, or take \
+             cache.codec = \"dense\"",
+            loss.temperature
+        )));
+    }
+    let key = if loss.mix.is_empty() { "loss.kind =" } else { "the part of loss.mix of kind" };
+    parts.iter().try_for_each(|part| part_can_be_computed(key, part.divergence.as_ref(), stored, devices))
 }
 
-fn part_can_be_computed(divergence: &dyn Divergence, stored: Option<&Codec>, devices: &Devices) -> Result<()> {
+fn part_can_be_computed(
+    key: &str,
+    divergence: &dyn Divergence,
+    stored: Option<&Codec>,
+    devices: &Devices,
+) -> Result<()> {
     let kind = divergence.name();
-    let refuse = |what: String| Err(Error::input(format!("loss.kind = {kind:?} {what}")));
+    let refuse = |what: String| Err(Error::input(format!("{key} {kind:?} {what}")));
     if devices.student.device.is_cuda() && !divergence.on_gpus() {
         return refuse("is computed on the CPU alone: set student.device = \"cpu\", or use \"forward_kl\"".into());
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::cached::{Lookup, cache_fits, fits_vocabulary};
 use super::memory::{Memory, estimate};
-use super::objective::{can_be_computed, has_kernels, has_positions};
+use super::objective::{can_be_computed, has_kernels, has_positions, has_room_to_answer};
 use super::tokenizer::students_tokenizer;
 use super::types::*;
 use crate::cache::{Codec, Reader, is_cache};
@@ -282,7 +282,8 @@ fn places(memory: &Memory, devices: &Devices) -> Vec<Place> {
         },
         None => Place { name: "this machine".into(), needed, there: total_memory_bytes() },
     };
-    let student = memory.student.saturating_add(memory.activations).saturating_add(memory.teacher_head);
+    let student =
+        memory.student.saturating_add(memory.activations.max(memory.rollouts)).saturating_add(memory.teacher_head);
     match devices.teacher.device.same_device(&devices.student.device) {
         true => vec![place(&devices.student, memory.total())],
         false => vec![place(&devices.teacher, memory.teacher), place(&devices.student, student)],
@@ -308,10 +309,8 @@ impl Plan {
         };
         // Only what is trained on may be without an answer.
         let held_out_encoder = encoder(false)?;
-        let answers = |rollout: &RolloutConfig| {
-            rollout.on_policy() || (rollout.from == RolloutFrom::Teacher && config.responses.is_none())
-        };
-        let encoder = encoder(config.rollout.as_ref().is_some_and(answers))?;
+        let answers = |rollout: &&RolloutConfig| rollout.answers(config.responses.is_some());
+        let encoder = encoder(config.rollout.as_ref().filter(answers).is_some())?;
         let held_out = corpora
             .eval
             .map(|index| HeldOut::take(index, held_out_encoder.clone(), config.eval.max_rows))
@@ -327,6 +326,9 @@ impl Plan {
             CacheCodec::Dense => Codec::Dense,
         });
         has_positions(models.teacher.as_ref(), &models.student, config.data.max_length)?;
+        if let Some(rollout) = config.rollout.as_ref().filter(answers) {
+            has_room_to_answer(rollout, models.teacher.as_ref(), &models.student, config.data.max_length)?;
+        }
         has_kernels(models.teacher.as_ref(), &models.student, &devices)?;
         if models.cache.is_none() {
             can_be_computed(&config.loss, written.as_ref(), &devices)?;
@@ -398,9 +400,12 @@ impl Plan {
     /// Layers of the student and the teacher whose outputs are compared.
     pub fn hidden_layers(&self) -> Result<Vec<[usize; 2]>> {
         match (&self.config.loss.hidden, &self.teacher) {
-            (Some(hidden), Some(teacher)) => {
-                hidden.pairs(&self.config.student.source, self.student.layers, teacher.layers)
-            }
+            (Some(hidden), Some(teacher)) => hidden.pairs(
+                &self.config.student.source,
+                local_teacher(&self.config),
+                self.student.layers,
+                teacher.layers,
+            ),
             _ => Ok(vec![]),
         }
     }
@@ -425,6 +430,17 @@ impl Plan {
         self.notices.extend(Notice::of_bf16(dtypes, &self.devices));
         let mut notice = |code, message| self.notices.push(Notice { code, message });
         let (train, data) = (&self.config.train, &self.config.data);
+        let first = match &self.config.student.source {
+            StudentSource::Local { path } => Some(path),
+            StudentSource::Lora { from, .. } => Some(from),
+            _ => None,
+        };
+        let (teacher, loss) = (self.config.teacher.as_ref(), &self.config.loss);
+        let labels = loss.is_cross_entropy() || loss.hard_label_weight != Scheduled::Constant(0.0);
+        if teacher.is_some_and(|teacher| Some(&teacher.path) == first) && !labels {
+            let message = "the student starts as its own teacher: a divergence has nothing to teach it".into();
+            notice("student_is_teacher", message);
+        }
         if train.warmup_steps >= self.total_steps {
             let (warmup, steps) = (train.warmup_steps, self.total_steps);
             let message = format!(
@@ -550,6 +566,11 @@ fn cut(whole: &ModelConfig, layers: &Layers) -> Result<ModelConfig> {
     }
 }
 
+/// The folder of a teacher that is one.
+fn local_teacher(config: &RunConfig) -> Option<&Path> {
+    config.teacher.as_ref().filter(|teacher| teacher.kind == TeacherKind::Local).map(|teacher| teacher.path.as_path())
+}
+
 /// Refuses hidden states that nobody can give or compare.
 fn hidden_can_be_compared(config: &RunConfig, models: &Models, devices: &Devices) -> Result<()> {
     let Some(hidden) = &config.loss.hidden else { return Ok(()) };
@@ -568,7 +589,7 @@ fn hidden_can_be_compared(config: &RunConfig, models: &Models, devices: &Devices
             "loss.hidden is computed on the CPU alone: set student.device = \"cpu\", or leave it out",
         ));
     }
-    hidden.pairs(&config.student.source, models.student.layers, teacher.layers).map(|_| ())
+    hidden.pairs(&config.student.source, local_teacher(config), models.student.layers, teacher.layers).map(|_| ())
 }
 
 struct Corpora {
@@ -588,7 +609,8 @@ impl Corpora {
         };
         let progress = screen.progress("reading the corpus", None);
         let files = config.responses.as_ref().map_or(&config.data.train[..], std::slice::from_ref);
-        let train = CorpusIndex::open_watching(files, policy, |place, record| {
+        let prompts = config.rollout.as_ref().is_some_and(|rollout| rollout.answers(config.responses.is_some()));
+        let train = CorpusIndex::open_watching(files, policy, prompts, |place, record| {
             progress.advance(1);
             if let Some(finder) = &mut finder {
                 finder.watch(place, record);

@@ -353,6 +353,11 @@ pub struct RolloutConfig {
 }
 
 impl RolloutConfig {
+    /// Whether prompts without a response are rows: somebody is going to answer them.
+    pub fn answers(&self, written: bool) -> bool {
+        self.on_policy() || (self.from == RolloutFrom::Teacher && !written)
+    }
+
     /// Whether the student answers anything.
     pub fn on_policy(&self) -> bool {
         self.from == RolloutFrom::Student && self.fraction.is_some_and(|fraction| fraction > 0.0)

@@ -175,9 +175,11 @@ impl Encoder {
             (Record::Pair { prompt, response }, Template::Off) => rows.push(self.pair(prompt, response)?),
             (Record::Pair { prompt, response }, Template::Chat(template)) => {
                 let messages = vec![Message::new("user", prompt), Message::new("assistant", response)];
-                rows = self.chat(template, messages)?;
+                rows = self.chat(template, messages, unfinished)?;
             }
-            (Record::Chat(messages), Template::Chat(template)) => rows = self.chat(template, messages.clone())?,
+            (Record::Chat(messages), Template::Chat(template)) => {
+                rows = self.chat(template, messages.clone(), unfinished)?;
+            }
         }
         // What would end the last answer is the last token: of a pair and of a text EOS, of a conversation its turn's end.
         if let Some(last) = rows.last_mut().filter(|_| unfinished) {
@@ -191,9 +193,7 @@ impl Encoder {
     /// A row without a target: something for the student to answer, with room for a token at least.
     fn unanswered(&self, ids: Result<Vec<u32>>, place: &Place) -> Result<Encoded, EncodeError> {
         if !self.prompts {
-            let reason = "a prompt without a response has no target: give one, or let the student or the teacher answer \
-                          it ([rollout])";
-            return Err(EncodeError::Record(reason.into()));
+            return Err(EncodeError::Record("a prompt without a response has no target".into()));
         }
         let tokens = ids.map_err(|e| match &self.template {
             Template::Chat(template) if template.hung() => EncodeError::Setup(e),
@@ -255,7 +255,12 @@ impl Encoder {
         Ok(tokens)
     }
 
-    fn chat(&self, template: &ChatTemplate, messages: Vec<Message>) -> Result<Vec<Tokens>, EncodeError> {
+    fn chat(
+        &self,
+        template: &ChatTemplate,
+        messages: Vec<Message>,
+        unfinished: bool,
+    ) -> Result<Vec<Tokens>, EncodeError> {
         let turns = Turns::find(template, &self.tokenizer, messages).map_err(|reason| match template.hung() {
             // No record passes after that, and what was left behind goes on eating: the run must end.
             true => EncodeError::Setup(Error::input(reason)),
@@ -268,7 +273,7 @@ impl Encoder {
                     self.append(&mut tokens, turn)?;
                 }
                 // Nothing after the last answer is predicted, unless everything is.
-                if self.loss_on == LossOn::All {
+                if self.loss_on == LossOn::All && !unfinished {
                     tokens.extend(&self.ids(&tail, false)?, true);
                 }
                 Ok(vec![tokens])

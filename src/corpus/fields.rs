@@ -119,7 +119,8 @@ impl<'de> Deserialize<'de> for Top {
                 let mut fields = Fields::default();
                 let duplicate = walk(&mut map, |key, map| {
                     if key == "unfinished" {
-                        fields.unfinished = map.next_value()?;
+                        // Of any other type it is a field like any other.
+                        fields.unfinished = map.next_value::<serde_json::Value>()?.as_bool();
                         return Ok(true);
                     }
                     let field = match key {

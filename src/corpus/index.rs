@@ -139,18 +139,19 @@ impl CorpusIndex {
     /// Input errors: a file that is missing or compressed; a bad row under [`OnBadRecord::Fail`] (up to ten are listed as
     /// `path:line: reason`); no row at all.
     pub fn open(paths: &[PathBuf], policy: OnBadRecord) -> Result<Self> {
-        Self::open_watching(paths, policy, |_, _| {})
+        Self::open_watching(paths, policy, false, |_, _| {})
     }
 
-    /// As [`CorpusIndex::open`]; `watch` is handed the place and the record of every good row as it goes by.
+    /// As [`CorpusIndex::open`]; with `prompts` a row may be without a response. `watch` is handed the place and the record of every good row as it goes by.
     pub fn open_watching(
         paths: &[PathBuf],
         policy: OnBadRecord,
+        prompts: bool,
         mut watch: impl FnMut(&Place, &Record),
     ) -> Result<Self> {
         let mut index = Self { files: vec![], blocks: vec![], rows: 0, policy, rejections: Rejections::default() };
         for path in paths {
-            index.add_file(path, &mut watch)?;
+            index.add_file(path, prompts, &mut watch)?;
         }
         if policy == OnBadRecord::Fail && index.rejections.count > 0 {
             return Err(index.rejections.refusal());
@@ -166,7 +167,7 @@ impl CorpusIndex {
         Ok(index)
     }
 
-    fn add_file(&mut self, path: &PathBuf, watch: &mut impl FnMut(&Place, &Record)) -> Result<()> {
+    fn add_file(&mut self, path: &PathBuf, prompts: bool, watch: &mut impl FnMut(&Place, &Record)) -> Result<()> {
         let name = Arc::new(path.clone());
         let handle = File::open(path).map_err(|e| Error::unreadable(path, e))?;
         // Rows are read by position later on, which a pipe does not offer.
@@ -181,7 +182,10 @@ impl CorpusIndex {
             } else if bytes.iter().all(u8::is_ascii_whitespace) {
                 continue;
             } else {
-                Record::parse(bytes)
+                Record::parse(bytes).and_then(|record| match record.unanswered().filter(|_| !prompts) {
+                    Some(reason) => Err(reason.to_owned()),
+                    None => Ok(record),
+                })
             };
             let place = Place { file: name.clone(), line: line.number };
             match record {

@@ -54,6 +54,20 @@ impl Record {
         top.into_record()
     }
 
+    /// Why a record is no row to learn from: it has nothing but a prompt. None: it has more.
+    pub fn unanswered(&self) -> Option<&'static str> {
+        match self {
+            Self::Prompt(_) => {}
+            Self::Chat(messages) if !messages.iter().any(|m| m.role == "assistant") => {}
+            Self::Unfinished(record) => return record.unanswered(),
+            _ => return None,
+        }
+        Some(
+            "a prompt without a response has no target: give one (data.train may hold prompts alone where [rollout] has \
+             them answered)",
+        )
+    }
+
     /// A 64-bit hash of the content: equal for a pair and for the conversation that says the same.
     /// Stable within one build only.
     pub fn content_hash(&self) -> u64 {

@@ -49,7 +49,10 @@ pub fn choose_layers(
     let head = WeightHead { weight: model.head()?.weight.clone(), cap: model.logit_cap() };
     let targets: usize = batches.iter().map(Batch::valid_tokens).sum();
     if targets == 0 {
-        return Err(Error::input("there is no target token to choose the layers by"));
+        return Err(Error::input(
+            "there is no target token to choose the layers by: rows without a response have none; raise student.rows, or list \
+             student.layers",
+        ));
     }
     let total = |sums: &Vec<f64>| sums.iter().sum::<f64>();
     let whole = batches.iter().map(|batch| model.hidden(batch)).collect::<Result<Vec<_>>>()?;

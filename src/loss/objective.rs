@@ -152,6 +152,11 @@ impl Objective {
         self.hard_label_weight.at(self.step)
     }
 
+    /// w, or 0 in a step without a label: then the divergence is all there is, at its full weight.
+    fn weight_of(&self, labels: usize) -> f64 {
+        if labels == 0 && self.uses_teacher() { 0.0 } else { self.hard_label_weight() }
+    }
+
     /// Whether temperature and hard_label_weight move.
     pub fn moves(&self) -> (bool, bool) {
         (self.temperature.moves(), self.hard_label_weight.moves())
@@ -189,7 +194,7 @@ impl Objective {
 
     /// The step's loss in nats per target: what is logged is what is differentiated.
     pub fn loss(&self, sums: &Sums) -> f64 {
-        let w = self.hard_label_weight();
+        let w = self.weight_of(sums.labels);
         let scaled = self.parts.iter().zip(self.parts_of(sums)).map(|(part, (_, mean))| self.factor(part) * mean);
         (1.0 - w) * scaled.sum::<f64>() + w * sums.cross_entropy.unwrap_or(0.0) / sums.labels.max(1) as f64
     }
@@ -207,7 +212,7 @@ impl Objective {
         valid: impl Into<Counts>,
     ) -> Result<Output> {
         let counts: Counts = valid.into();
-        let (w, n) = (self.hard_label_weight(), counts.targets.max(1) as f64);
+        let (w, n) = (self.weight_of(counts.labels), counts.targets.max(1) as f64);
         let scales: Vec<f32> = self.parts.iter().map(|part| ((1.0 - w) * self.factor(part) / n) as f32).collect();
         // What the student wrote itself is no label.
         let label_scale = if batch.generated { 0.0 } else { (w / counts.labels.max(1) as f64) as f32 };

@@ -156,6 +156,12 @@ impl Rollouts<'_> {
         Ok(Some(Mixed { corpus, own, state, report, sample }))
     }
 
+    /// Whether a sample of 0-based step `step`, which wrote, is shown: the first since an evaluation was due, every `every`
+    /// steps.
+    pub fn shows(&self, step: u64, every: u64) -> bool {
+        step.checked_sub(self.options.every_steps).is_none_or(|before| step / every > before / every)
+    }
+
     /// The draws of row `j` of item `i` of a step.
     fn stream(&self, step: u64, i: usize, j: usize) -> ChaCha8Rng {
         let mut hasher = Sha256::new().chain_update("rollout");
@@ -195,7 +201,11 @@ impl Rollouts<'_> {
         if interrupted() {
             return Ok(None);
         }
-        let finishes = finishes.map_err(|e| e.context("a rollout"))?;
+        let finishes = finishes.map_err(|e| {
+            e.context(
+                "while the student wrote its own rows (a lower train.learning_rate helps where its logits blow up)",
+            )
+        })?;
         let mut written = vec![];
         for ((task, answer), finish) in tasks.into_iter().zip(answers).zip(&finishes) {
             let prompt = task.prompt.len();

@@ -217,15 +217,13 @@ impl Run<'_> {
         let rollout = written.as_mut().and_then(|mixed| mixed.report.take());
         let rollout = rollout.map(|rollout| Rollout { share: rollout.seconds / seconds, ..rollout });
         self.state.rollout_seconds += rollout.map_or(0.0, |rollout| rollout.seconds);
-        let event = Event::Train(self.train_event(&report, learning_rate, seconds, rollout));
-        self.sinks.record(&event)?;
-        if let Some(Mixed { state, sample, .. }) = written {
+        let mut sample = None;
+        if let (Some(Mixed { state, sample: first, .. }), Some(rollouts)) = (written, &self.rollouts) {
             self.state.rollout = Some(state);
-            let due = (self.state.step - 1).is_multiple_of(self.pace.eval_every);
-            if let Some(sample) = sample.filter(|_| due) {
-                self.sinks.record(&Event::Sample(sample))?;
-            }
+            sample = first.filter(|_| rollouts.shows(self.state.step - 1, self.pace.eval_every));
         }
+        self.sinks.record(&Event::Train(self.train_event(&report, learning_rate, seconds, rollout)))?;
+        sample.map_or(Ok(()), |sample| self.sinks.record(&Event::Sample(sample)))?;
         Ok(Stepped::Done)
     }
 

@@ -68,11 +68,16 @@ struct Operations {
 /// A run's own first steps.
 fn of_config(file: &Path, args: &BenchArgs, screen: &Screen) -> Result<Timed> {
     let mut config = config::load_to_read(file, &[])?;
-    if config.rollout.take().is_some() {
-        screen.line("the steps are timed on the corpus's own rows, without rollouts: a run reports what these take");
+    let rollouts = config.rollout.take().is_some();
+    if rollouts {
+        screen.line(
+            "the steps are timed on the corpus's own responses, without [rollout]: a run reports what that takes",
+        );
     }
     let devices = config.devices(args.device.choice)?;
-    let mut plan = Plan::new(config, devices, screen)?;
+    let plan = Plan::new(config, devices, screen);
+    let mut plan =
+        plan.map_err(|e| if rollouts { e.context("without [rollout], which bench leaves out") } else { e })?;
     plan.stand_in()?;
     plan.notices.iter().for_each(|notice| screen.line(&notice.line()));
     let teacher = build::teacher(&plan, screen)?;

@@ -295,13 +295,15 @@ fn hidden_states_are_named_by_pairs_of_layers_that_exist() {
     let local = StudentSource::Local { path: "p".into() };
     let auto = hidden("loss.hidden={layers=\"auto\"}");
     assert_eq!((auto.kind, auto.weight), (HiddenKind::Mse, 1.0));
-    assert_eq!(auto.pairs(&source(&[0, 3, 9]), 3, 10).unwrap(), [[0, 0], [1, 3], [2, 9]]);
-    assert_eq!(auto.pairs(&local, 3, 10).unwrap(), [[0, 3], [1, 6], [2, 9]]);
-    assert_eq!(auto.pairs(&local, 2, 2).unwrap(), [[0, 0], [1, 1]]);
+    assert_eq!(auto.pairs(&source(&[0, 3, 9]), Some(Path::new("f")), 3, 10).unwrap(), [[0, 0], [1, 3], [2, 9]]);
+    assert_eq!(auto.pairs(&local, None, 3, 10).unwrap(), [[0, 3], [1, 6], [2, 9]]);
+    assert_eq!(auto.pairs(&local, None, 2, 2).unwrap(), [[0, 0], [1, 1]]);
+    // A cut of another model is paired by depth.
+    assert_eq!(auto.pairs(&source(&[1]), Some(Path::new("t")), 1, 4).unwrap(), [[0, 3]]);
     let named = hidden("loss.hidden={layers=[[2, 9], [0, 1]]}");
-    assert_eq!(named.pairs(&local, 3, 10).unwrap(), [[0, 1], [2, 9]]);
-    assert!(named.pairs(&local, 2, 10).unwrap_err().to_string().contains("names layer 2 of the student"));
-    assert!(named.pairs(&local, 3, 9).unwrap_err().to_string().contains("names layer 9 of the teacher"));
+    assert_eq!(named.pairs(&local, None, 3, 10).unwrap(), [[0, 1], [2, 9]]);
+    assert!(named.pairs(&local, None, 2, 10).unwrap_err().to_string().contains("names layer 2 of the student"));
+    assert!(named.pairs(&local, None, 3, 9).unwrap_err().to_string().contains("names layer 9 of the teacher"));
 }
 
 #[test]

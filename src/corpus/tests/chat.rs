@@ -105,6 +105,8 @@ fn an_unfinished_answer_has_no_end_to_learn() {
     assert_eq!(shown(Setup::off(), &PAIR.replacen('{', r#"{"unfinished": false, "#, 1)), "<s>hi⟦hello</s>⟧");
     assert!(shown(Setup::default(), &unfinished(PAIR)).ends_with("assistant\n⟦hello⟧"));
     let two = chat(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
+    let all = Setup { loss_on: LossOn::All, ..Setup::default() };
+    assert!(all.shown(&unfinished(&two)).remove(0).ends_with("assistant\nd⟧"));
     let shown = shown(Setup::default(), &unfinished(&two));
     assert!(shown.contains("⟦b<|im_end|>⟧") && shown.ends_with("⟦d⟧"), "{shown}");
 }
@@ -115,10 +117,7 @@ fn a_prompt_alone_is_a_row_only_for_an_encoder_that_wants_something_to_answer() 
     let asked = chat(&[("system", "be kind"), ("user", "hi")]);
     for line in [prompt, asked.as_str()] {
         let reason = Setup::default().reason(line);
-        assert!(
-            reason.contains("a prompt without a response has no target") && reason.contains("[rollout]"),
-            "{reason}"
-        );
+        assert!(reason.contains("a prompt without a response has no target"), "{reason}");
     }
     let place = Place { file: Arc::new("test.jsonl".into()), line: 3 };
     let rows = |setup: Setup, line: &str| -> Vec<EncodedRow> {

@@ -200,7 +200,8 @@ fn rows_that_train_and_eval_share_are_counted() {
     let (eval, train) = (file(dir.path(), "eval", eval), file(dir.path(), "train", train));
     let eval = CorpusIndex::open(&[eval], OnBadRecord::Fail).unwrap();
     let mut finder = OverlapFinder::new(&eval).unwrap();
-    CorpusIndex::open_watching(&[train], OnBadRecord::Fail, |place, record| finder.watch(place, record)).unwrap();
+    CorpusIndex::open_watching(&[train], OnBadRecord::Fail, false, |place, record| finder.watch(place, record))
+        .unwrap();
     let overlap = finder.finish();
     assert_eq!(overlap.rows, 3);
     let (in_train, in_eval) = overlap.first.unwrap();

@@ -44,7 +44,7 @@ pub(super) fn can_be_computed(loss: &LossConfig, stored: Option<&Codec>, devices
     let kind = loss.kind.word();
     let refuse = |what: String| Err(Error::input(format!("loss.kind = {kind:?} {what}")));
     if devices.student.device.is_cuda() && !divergence.on_gpus() {
-        return refuse("is computed on the CPU alone: set student.device = \"cpu\", or use \"forward_kl\"".into());
+        return refuse("is computed on the CPU alone: set student.device = \"cpu\", or use another".into());
     }
     match stored {
         Some(Codec::Sampled { .. }) if !divergence.takes_draws() => refuse(

@@ -430,3 +430,12 @@ fn the_device_flag_of_eval_wins_over_the_devices_that_a_run_had() {
     assert!(said.contains("cuda:99") && said.contains("student.device"), "{said}");
     bench.expect(&[&eval[..], &["--device", "cpu"]].concat(), 0);
 }
+
+#[test]
+fn a_machine_is_tested_in_seconds_and_a_gpu_that_is_not_there_is_a_usage_error() {
+    let bench = Bench::new();
+    let said = stdout(bench.expect(&["selftest", "--device", "cpu"], 0));
+    assert!(said.starts_with("device cpu, instructions of the CPU ") && !said.contains("FAIL"), "{said}");
+    assert!(said.lines().filter(|line| line.ends_with("pass")).count() > 40, "{said}");
+    assert!(bench.refused(&["selftest", "--device", "cuda:77"]).contains("the device cuda:77"));
+}

@@ -9,6 +9,7 @@ mod fingerprints;
 mod generate;
 mod inspect;
 mod out;
+mod selftest;
 mod show_plan;
 mod signals;
 mod start;
@@ -45,5 +46,6 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Selftest(args) => selftest::run(&args),
     }
 }

@@ -30,6 +30,7 @@ pub enum Command {
     Export(ExportArgs),
     Bench(BenchArgs),
     Cache(CacheArgs),
+    Selftest(SelftestArgs),
 }
 
 /// Train a student on what its teacher says about a corpus
@@ -262,6 +263,17 @@ pub struct StatsArgs {
     /// Compare on N rows
     #[arg(long, value_name = "N", default_value = "64", value_parser = at_least::<usize, 1>, requires = "teacher")]
     pub rows: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Check this machine's losses against their definitions, and its kernels against naive loops
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  distill selftest                  seconds; a table of what was checked, and exit 1 where a result is off
+  distill selftest --device cuda:1")]
+pub struct SelftestArgs {
     #[command(flatten)]
     pub device: DeviceArgs,
 }

@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod model;
 pub mod printable;
 pub mod report;
+pub mod selftest;
 pub mod signal;
 pub mod student;
 pub mod teacher;

@@ -10,7 +10,7 @@ const LAYERS: [&[&str]; 9] = [
     &["cache"],
     &["teacher", "student", "loss"],
     &["train", "eval"],
-    &["report"],
+    &["report", "selftest"],
     &["config"],
     &["commands", "cli", "main"],
 ];

@@ -531,3 +531,12 @@ fn a_fraction_of_zero_is_the_fixed_corpus_and_one_leaves_none_of_it() {
         }
     }
 }
+
+#[test]
+fn a_machine_is_tested_in_seconds_and_a_gpu_that_is_not_there_is_a_usage_error() {
+    let bench = Bench::new();
+    let said = stdout(bench.expect(&["selftest", "--device", "cpu"], 0));
+    assert!(said.starts_with("device cpu, instructions of the CPU ") && !said.contains("FAIL"), "{said}");
+    assert!(said.lines().filter(|line| line.ends_with("pass")).count() > 40, "{said}");
+    assert!(bench.refused(&["selftest", "--device", "cuda:77"]).contains("the device cuda:77"));
+}

@@ -12,6 +12,7 @@ mod init;
 mod inspect;
 mod out;
 mod responses;
+mod selftest;
 mod show_plan;
 mod signals;
 mod start;
@@ -49,5 +50,6 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Init(args) => init::run(&args),
+        Command::Selftest(args) => selftest::run(&args),
     }
 }

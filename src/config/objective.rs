@@ -157,7 +157,7 @@ fn part_can_be_computed(
     let kind = divergence.name();
     let refuse = |what: String| Err(Error::input(format!("{key} {kind:?} {what}")));
     if devices.student.device.is_cuda() && !divergence.on_gpus() {
-        return refuse("is computed on the CPU alone: set student.device = \"cpu\", or use \"forward_kl\"".into());
+        return refuse("is computed on the CPU alone: set student.device = \"cpu\", or use another".into());
     }
     match stored {
         Some(Codec::Sampled { .. }) if !divergence.takes_draws() => refuse(

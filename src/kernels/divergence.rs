@@ -18,6 +18,25 @@ pub struct RowScales {
     pub label: f32,
 }
 
+/// The divergence that rows are of; the formulas are in [`crate::loss`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RowDivergence {
+    ForwardKl,
+    ReverseKl,
+    /// `beta`: the teacher's share in the mixture; `factor`: what value and gradient are multiplied by.
+    Jsd {
+        beta: f32,
+        factor: f32,
+    },
+    SkewKl {
+        lambda: f32,
+    },
+    SkewReverseKl {
+        lambda: f32,
+    },
+    TotalVariation,
+}
+
 /// The teacher's word on the rows of a chunk.
 #[derive(Debug)]
 pub enum TeacherRows {
@@ -39,11 +58,17 @@ pub struct RowSums {
     pub teacher_log_sum_exp: Option<Tensor>,
 }
 
-/// Forward KL. `student` `[n, V]` (f32, bf16 or f16; the teacher's logits alike) becomes scales.divergence / T · (q − p) +
-/// scales.label · (q₁ − label); `labels` `[n]`, u32.
+/// `student` `[n, V]` (f32, for forward KL also bf16 and f16; the teacher's logits alike) becomes scales.divergence · ∂D/∂z +
+/// scales.label · (q₁ − label); `labels` `[n]`, u32. Of a sampled teacher for expectations under p alone.
 #[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
-pub fn forward_kl_rows(teacher: &TeacherRows, student: &Tensor, labels: &Tensor, scales: RowScales) -> Result<RowSums> {
-    on_gpu!(student => cuda::forward_kl(teacher, student, labels, scales));
+pub fn divergence_rows(
+    divergence: RowDivergence,
+    teacher: &TeacherRows,
+    student: &Tensor,
+    labels: &Tensor,
+    scales: RowScales,
+) -> Result<RowSums> {
+    on_gpu!(student => cuda::divergence(divergence, teacher, student, labels, scales));
     bail!("rows on the CPU go through the loss's own functions")
 }
 

@@ -43,7 +43,7 @@ mod tests;
 pub use adamw::{AdamWUpdate, sums_of_squares};
 pub use adapter::Adapter;
 pub use attention::{AttentionShape, QUERY_BLOCK, Span, Spans};
-pub use divergence::{RowScales, RowSums, TeacherRows, cross_entropy_rows, forward_kl_rows};
+pub use divergence::{RowDivergence, RowScales, RowSums, TeacherRows, cross_entropy_rows, divergence_rows};
 pub use embedding::{add_rows, gather};
 pub use gelu::{geglu, geglu_backward, gelu, gelu_backward};
 pub use gemm::{Mat, MatMut, Panels, Precision, Right, matmul};

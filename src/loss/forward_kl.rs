@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::row::{Divergence, LogitRow, renormalized_row};
 use crate::error::Result;
-use crate::kernels::{RowScales, RowSums, TeacherRows, forward_kl_rows, math};
+use crate::kernels::{RowDivergence, RowScales, RowSums, TeacherRows, divergence_rows, math};
 use crate::signal::{SampledRow, TopKRow};
 
 /// Zero exactly when p = q. Student tokens beyond the teacher's row have p = 0: they cost nothing themselves, and their
@@ -118,6 +118,6 @@ impl Divergence for ForwardKl {
         labels: &Tensor,
         scales: RowScales,
     ) -> Result<RowSums> {
-        Ok(forward_kl_rows(teacher, student, labels, scales)?)
+        Ok(divergence_rows(RowDivergence::ForwardKl, teacher, student, labels, scales)?)
     }
 }

@@ -2,7 +2,7 @@
 //! the mixture in probability space.
 
 use super::terms::{Term, against_mixture, times};
-use crate::kernels::math;
+use crate::kernels::{RowDivergence, math};
 
 #[derive(Debug, Clone, Copy)]
 pub struct Jsd {
@@ -30,5 +30,9 @@ impl Term for Jsd {
         let (of_p, of_q) = against_mixture(self.beta, log_p, log_q);
         let e = self.factor * (1.0 - self.beta) * times(q, of_q);
         (self.factor * self.beta * times(p, of_p) + e, e)
+    }
+
+    fn of_rows(self) -> RowDivergence {
+        RowDivergence::Jsd { beta: self.beta, factor: self.factor }
     }
 }

@@ -1,7 +1,7 @@
 //! KL(q‖p): mode-seeking, as MiniLLM has it (arXiv 2306.08543).
 
 use super::terms::{Term, times};
-use crate::kernels::math;
+use crate::kernels::{RowDivergence, math};
 
 #[derive(Debug, Clone, Copy)]
 pub struct ReverseKl;
@@ -16,5 +16,9 @@ impl Term for ReverseKl {
         let q = math::exp(log_q);
         let value = times(q, log_q - log_p);
         (value, value + q)
+    }
+
+    fn of_rows(self) -> RowDivergence {
+        RowDivergence::ReverseKl
     }
 }

@@ -1,7 +1,7 @@
 //! Skewed divergences of DistiLLM (arXiv 2402.03898), as true divergences: the other side is mixed with a little of one's own.
 
 use super::terms::{Term, against_mixture, times};
-use crate::kernels::math;
+use crate::kernels::{RowDivergence, math};
 
 /// KL(p ‖ λp + (1 − λ)q).
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +20,10 @@ impl Term for SkewKl {
         let p = math::exp(log_p);
         let (of_p, of_q) = against_mixture(self.lambda, log_p, log_q);
         (times(p, of_p), -(1.0 - self.lambda) * p * math::exp(of_q))
+    }
+
+    fn of_rows(self) -> RowDivergence {
+        RowDivergence::SkewKl { lambda: self.lambda }
     }
 }
 
@@ -40,5 +44,9 @@ impl Term for SkewReverseKl {
         let (_, of_q) = against_mixture(1.0 - self.lambda, log_p, log_q);
         let value = times(q, of_q);
         (value, value + q * (1.0 - self.lambda * math::exp(of_q)))
+    }
+
+    fn of_rows(self) -> RowDivergence {
+        RowDivergence::SkewReverseKl { lambda: self.lambda }
     }
 }

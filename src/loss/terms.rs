@@ -3,8 +3,8 @@
 use candle_core::Tensor;
 
 use super::row::{Divergence, LogitRow, renormalized_row};
-use crate::error::{Error, Result};
-use crate::kernels::{RowScales, RowSums, TeacherRows, math};
+use crate::error::Result;
+use crate::kernels::{RowDivergence, RowScales, RowSums, TeacherRows, divergence_rows, math};
 use crate::signal::{SampledRow, TopKRow};
 
 /// D(p, q) = Σ φ(pᵢ, qᵢ).
@@ -22,6 +22,9 @@ pub trait Term: Copy + Send + Sync + 'static {
 
     /// φ and e of a token, from log p and log q. log q is finite or −∞, and so is log p.
     fn term(self, log_p: f32, log_q: f32) -> (f32, f32);
+
+    /// What computes it on a GPU.
+    fn of_rows(self) -> RowDivergence;
 }
 
 /// The divergence of a [`Term`].
@@ -181,11 +184,13 @@ impl<T: Term> Divergence for Terms<T> {
         terms.iter().map(|t| t.0 as f64).sum()
     }
 
-    fn on_gpus(&self) -> bool {
-        false
-    }
-
-    fn rows_on_gpu(&self, _: &TeacherRows, _: &Tensor, _: &Tensor, _: RowScales) -> Result<RowSums> {
-        Err(Error::input(format!("loss.kind = {:?} is computed on the CPU: set student.device = \"cpu\"", T::NAME)))
+    fn rows_on_gpu(
+        &self,
+        teacher: &TeacherRows,
+        student: &Tensor,
+        labels: &Tensor,
+        scales: RowScales,
+    ) -> Result<RowSums> {
+        Ok(divergence_rows(self.0.of_rows(), teacher, student, labels, scales)?)
     }
 }

@@ -1,7 +1,7 @@
 //! ½ Σ |p − q|: the total variation distance.
 
 use super::terms::Term;
-use crate::kernels::math;
+use crate::kernels::{RowDivergence, math};
 
 #[derive(Debug, Clone, Copy)]
 pub struct Tvd;
@@ -23,5 +23,9 @@ impl Term for Tvd {
             0.0
         };
         (0.5 * (p - q).abs(), sign * q)
+    }
+
+    fn of_rows(self) -> RowDivergence {
+        RowDivergence::TotalVariation
     }
 }

@@ -44,7 +44,6 @@ fn config_faults_are_listed_all_at_once_with_their_lines() {
 #[test]
 fn kinds_of_later_versions_are_refused_not_ignored() {
     has(&refused_after(|b| edit(b, "kind = \"local\"", "kind = \"api\"")), &["api", "not available"]);
-    has(&refused_after(|b| edit(b, "[eval]", "[rollout]\nfraction = 1\n[eval]")), &["[rollout]", "not available"]);
     // No machine has so many.
     has(&ready().refused(&["train", "--config", "run.toml", "--device", "cuda:99"]), &["cuda:99", "--device cpu"]);
 }

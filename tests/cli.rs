@@ -508,7 +508,7 @@ fn a_teacher_writes_the_responses_once_and_the_student_learns_them_with_any_loss
     assert!(train("cut4", &[], 2).contains("bring both along"));
     assert_eq!(lines("cut4"), "{\"text\": \"mine\"}\n");
     // A branch of a run takes its rows along instead of having them written again.
-    let branch = train("branch", &["--resume", "whole/checkpoints/step-00000003", "--set", "train.steps=6"], 0);
+    let branch = train("branch", &["--resume", "whole/checkpoints/step-00000004", "--set", "train.steps=6"], 0);
     assert!(!branch.contains("the teacher answers") && lines("branch") == lines("whole"), "{branch}");
 }
 

@@ -6,7 +6,9 @@ use std::path::Path;
 use super::raw::{Node, Value, shown_key};
 use super::reader::{Numbers, Reader};
 use super::types::*;
+use crate::device::Devices;
 use crate::error::{Error, Result};
+use crate::model::ModelConfig;
 
 const KEYS: [&str; 3] = ["layers", "kind", "weight"];
 
@@ -111,4 +113,30 @@ impl HiddenConfig {
         }
         Ok(pairs)
     }
+}
+
+/// Refuses hidden states that nobody can give or compare.
+pub(super) fn hidden_can_be_compared(
+    config: &RunConfig,
+    teacher: Option<&ModelConfig>,
+    student: &ModelConfig,
+    devices: &Devices,
+) -> Result<()> {
+    let Some(hidden) = &config.loss.hidden else { return Ok(()) };
+    let Some(teacher) = teacher else {
+        return Err(Error::input(
+            "loss.hidden needs the teacher's own layers, which a cache does not have: take a live teacher",
+        ));
+    };
+    if config.cache.as_ref().is_some_and(|cache| cache.write_through) {
+        return Err(Error::input(
+            "loss.hidden does not go with cache.write_through: from the second epoch on the cache speaks",
+        ));
+    }
+    if devices.student.device.is_cuda() {
+        return Err(Error::input(
+            "loss.hidden is computed on the CPU alone: set student.device = \"cpu\", or leave it out",
+        ));
+    }
+    hidden.pairs(&config.student.source, config.local_teacher(), student.layers, teacher.layers).map(|_| ())
 }

@@ -1,8 +1,10 @@
 //! An estimate of the memory a run takes, before anything is loaded.
 
 use super::types::{Dtype, RunConfig, TeacherConfig, TeacherKind};
+use crate::device::{Devices, Opened, gpu_memory};
 use crate::error::Result;
 use crate::model::ModelConfig;
+use crate::units::{Bytes, total_memory_bytes};
 
 /// Bytes of each part.
 #[derive(Debug, Clone, Copy, Default)]
@@ -97,4 +99,45 @@ fn per_token(model: &ModelConfig, again: bool) -> u64 {
     let running = 6 * d + 3 * q + 4 * kv + 3 * f;
     let blocks = model.layers as u64;
     running + if again { kept + blocks * d } else { blocks * kept }
+}
+
+/// The memory of the machine, or of a GPU.
+pub(super) struct Place {
+    name: String,
+    pub needed: u64,
+    /// None: not known.
+    pub there: Option<u64>,
+}
+
+impl Place {
+    pub fn short_of(&self, how: &str) -> String {
+        let (needed, there) = (Bytes(self.needed), Bytes(self.there.unwrap_or(0)));
+        format!(
+            "the run needs about {needed} of memory, {how}{there} of {}: lower train.micro_batch_size or data.max_length, \
+             set train.checkpoint_activations, or take a smaller model",
+            self.name
+        )
+    }
+}
+
+/// What a GPU's context and cuBLAS take.
+const GPU_OVERHEAD: u64 = 512 << 20;
+
+/// What is needed where.
+pub(super) fn places(memory: &Memory, devices: &Devices) -> Vec<Place> {
+    let place = |opened: &Opened, needed: u64| match gpu_memory(&opened.device) {
+        // Others may use it too; the context and cuBLAS take their share.
+        Some((free, _)) => Place {
+            name: format!("{} that is free", opened.description),
+            needed: needed.saturating_add(GPU_OVERHEAD),
+            there: Some(free),
+        },
+        None => Place { name: "this machine".into(), needed, there: total_memory_bytes() },
+    };
+    let student =
+        memory.student.saturating_add(memory.activations.max(memory.rollouts)).saturating_add(memory.teacher_head);
+    match devices.teacher.device.same_device(&devices.student.device) {
+        true => vec![place(&devices.student, memory.total())],
+        false => vec![place(&devices.teacher, memory.teacher), place(&devices.student, student)],
+    }
 }

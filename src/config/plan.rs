@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cached::{Lookup, cache_fits, fits_vocabulary};
-use super::memory::{Memory, estimate};
+use super::hidden::hidden_can_be_compared;
+use super::memory::{Memory, estimate, places};
 use super::objective::{can_be_computed, has_kernels, has_positions, has_room_to_answer};
 use super::tokenizer::students_tokenizer;
 use super::types::*;
@@ -13,12 +14,12 @@ use crate::cache::{Codec, Reader, is_cache};
 use crate::corpus::{
     CorpusIndex, Encoder, LoadOrder, Loader, OverlapFinder, Rejections, Row, Scan, TemplateChoice, TextTokenizer, scan,
 };
-use crate::device::{Devices, Opened, gpu_memory};
+use crate::device::{Devices, Opened};
 use crate::error::{Error, Result};
 use crate::kernels::{Precision, Simd};
 use crate::metrics::Screen;
 use crate::model::{Gguf, ModelConfig};
-use crate::units::{Bytes, hex, total_memory_bytes};
+use crate::units::hex;
 
 /// JSONL read for token counts at most, unless the number of steps depends on all of it.
 const SAMPLE_BYTES: u64 = 16 << 20;
@@ -249,47 +250,6 @@ pub fn covers(model: &ModelConfig, tokenizer: &TextTokenizer, whose: &str) -> Re
     }
 }
 
-/// The memory of the machine, or of a GPU.
-struct Place {
-    name: String,
-    needed: u64,
-    /// None: not known.
-    there: Option<u64>,
-}
-
-impl Place {
-    fn short_of(&self, how: &str) -> String {
-        let (needed, there) = (Bytes(self.needed), Bytes(self.there.unwrap_or(0)));
-        format!(
-            "the run needs about {needed} of memory, {how}{there} of {}: lower train.micro_batch_size or data.max_length, \
-             set train.checkpoint_activations, or take a smaller model",
-            self.name
-        )
-    }
-}
-
-/// What a GPU's context and cuBLAS take.
-const GPU_OVERHEAD: u64 = 512 << 20;
-
-/// What is needed where.
-fn places(memory: &Memory, devices: &Devices) -> Vec<Place> {
-    let place = |opened: &Opened, needed: u64| match gpu_memory(&opened.device) {
-        // Others may use it too; the context and cuBLAS take their share.
-        Some((free, _)) => Place {
-            name: format!("{} that is free", opened.description),
-            needed: needed.saturating_add(GPU_OVERHEAD),
-            there: Some(free),
-        },
-        None => Place { name: "this machine".into(), needed, there: total_memory_bytes() },
-    };
-    let student =
-        memory.student.saturating_add(memory.activations.max(memory.rollouts)).saturating_add(memory.teacher_head);
-    match devices.teacher.device.same_device(&devices.student.device) {
-        true => vec![place(&devices.student, memory.total())],
-        false => vec![place(&devices.teacher, memory.teacher), place(&devices.student, student)],
-    }
-}
-
 impl Plan {
     /// Opens what `config` names, reads the corpus once, and checks that everything fits.
     ///
@@ -333,7 +293,7 @@ impl Plan {
         if models.cache.is_none() {
             can_be_computed(&config.loss, written.as_ref(), &devices)?;
         }
-        hidden_can_be_compared(&config, &models, &devices)?;
+        hidden_can_be_compared(&config, models.teacher.as_ref(), &models.student, &devices)?;
         if let (Some(Codec::TopK { .. }), Some(teacher)) = (&written, &models.teacher) {
             let k = config.cache.as_ref().and_then(|cache| cache.k).unwrap_or(0);
             fits_vocabulary(k, teacher.vocab_size.min(models.student.vocab_size))?;
@@ -402,7 +362,7 @@ impl Plan {
         match (&self.config.loss.hidden, &self.teacher) {
             (Some(hidden), Some(teacher)) => hidden.pairs(
                 &self.config.student.source,
-                local_teacher(&self.config),
+                self.config.local_teacher(),
                 self.student.layers,
                 teacher.layers,
             ),
@@ -564,32 +524,6 @@ fn cut(whole: &ModelConfig, layers: &Layers) -> Result<ModelConfig> {
             whole.layers - 1
         ))),
     }
-}
-
-/// The folder of a teacher that is one.
-fn local_teacher(config: &RunConfig) -> Option<&Path> {
-    config.teacher.as_ref().filter(|teacher| teacher.kind == TeacherKind::Local).map(|teacher| teacher.path.as_path())
-}
-
-/// Refuses hidden states that nobody can give or compare.
-fn hidden_can_be_compared(config: &RunConfig, models: &Models, devices: &Devices) -> Result<()> {
-    let Some(hidden) = &config.loss.hidden else { return Ok(()) };
-    let Some(teacher) = &models.teacher else {
-        return Err(Error::input(
-            "loss.hidden needs the teacher's own layers, which a cache does not have: take a live teacher",
-        ));
-    };
-    if config.cache.as_ref().is_some_and(|cache| cache.write_through) {
-        return Err(Error::input(
-            "loss.hidden does not go with cache.write_through: from the second epoch on the cache speaks",
-        ));
-    }
-    if devices.student.device.is_cuda() {
-        return Err(Error::input(
-            "loss.hidden is computed on the CPU alone: set student.device = \"cpu\", or leave it out",
-        ));
-    }
-    hidden.pairs(&config.student.source, local_teacher(config), models.student.layers, teacher.layers).map(|_| ())
 }
 
 struct Corpora {

@@ -154,6 +154,12 @@ impl RunConfig {
         Devices::open(teacher.unwrap_or(student), student)
     }
 
+    /// The folder of a teacher that is one.
+    pub fn local_teacher(&self) -> Option<&std::path::Path> {
+        let local = self.teacher.as_ref().filter(|teacher| teacher.kind == TeacherKind::Local);
+        local.map(|teacher| teacher.path.as_path())
+    }
+
     /// How the teacher is held.
     pub fn teacher_dtype(&self) -> Dtype {
         self.teacher.as_ref().map_or(Dtype::F32, |teacher| teacher.dtype)

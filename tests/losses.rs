@@ -162,26 +162,23 @@ fn truncated_to_every_token_each_divergence_is_whole_and_truncated_to_fewer_it_i
     for (name, divergence) in every_divergence() {
         for t in [1.0, 2.0] {
             let whole = value(&*divergence, &p, &q, t);
-            let of = |k: usize, q: &[f32], g: Option<(&mut [f32], f32)>| {
-                divergence.top_k_row(Stored::new(&p, k, t).row(), LogitRow::new(q, 1.0 / t), g)
-            };
-            let alone = |k: usize, q: &[f32], g: Option<(&mut [f32], f32)>| {
-                divergence.top_k_row(Stored::alone(&p, k).row(), LogitRow::new(q, 1.0 / t), g)
-            };
-            let every: [&dyn Fn(&mut [f32]) -> f64; 2] =
-                [&|g| of(300, &q, Some((g, 1.0))), &|g| alone(300, &q, Some((g, 1.0)))];
-            for of_every in every {
+            let truncated =
+                |stored: &Stored, q: &[f32]| divergence.top_k_row(stored.row(), LogitRow::new(q, 1.0 / t), None);
+            let of = |k: usize, q: &[f32]| truncated(&Stored::new(&p, k, t), q);
+            let alone = |k: usize, q: &[f32]| truncated(&Stored::alone(&p, k), q);
+            for stored in [Stored::new(&p, 300, t), Stored::alone(&p, 300)] {
                 let mut theirs = vec![0.0; 300];
-                assert!((of_every(&mut theirs) - whole).abs() < 2e-6, "{name}");
+                let d = divergence.top_k_row(stored.row(), LogitRow::new(&q, 1.0 / t), Some((&mut theirs, 1.0)));
+                assert!((d - whole).abs() < 2e-6, "{name}");
                 for (got, want) in theirs.iter().zip(gradient(&*divergence, &p, &q, t)) {
                     assert!((got - want).abs() < 1e-6, "{name}: {got} instead of {want}");
                 }
             }
             for k in [1, 5, 100] {
-                assert!(alone(k, &q, None) >= 0.0 && alone(k, &p, None).abs() < 1e-6, "{name}, {k}");
+                assert!(alone(k, &q) >= 0.0 && alone(k, &p).abs() < 1e-6, "{name}, {k}");
                 // By the data processing inequality.
-                assert!(of(k, &q, None) <= whole * (1.0 + 1e-6) && of(k, &q, None) > 0.0, "{name}, {k}");
-                assert!(of(k, &p, None).abs() < 1e-6, "{name}, {k}");
+                assert!(of(k, &q) <= whole * (1.0 + 1e-6) && of(k, &q) > 0.0, "{name}, {k}");
+                assert!(of(k, &p).abs() < 1e-6, "{name}, {k}");
             }
         }
     }

@@ -94,7 +94,8 @@ fn vectors(device: &Device, subjects: &[Subject]) -> Result<Check> {
 fn definitions(device: &Device, subject: &Subject) -> Result<Vec<Check>> {
     // Of the vocabularies the first is the teacher's.
     let square = [(40, 40), (131, 131)];
-    let kinds: [(&str, &[(usize, usize)], fn(usize) -> Word); 4] = [
+    type Kind<'a> = (&'a str, &'a [(usize, usize)], fn(usize) -> Word);
+    let kinds: [Kind; 4] = [
         ("whole", &[(1, 1), (5, 5), (40, 40), (131, 131), (36, 40), (40, 37)], |_| Word::Whole),
         ("top_k, bucket", &square, |v| Word::Bucket(v / 5)),
         ("top_k, renormalised", &square, |v| Word::Alone(v / 5)),

@@ -128,7 +128,7 @@ pub(super) fn cache_fits(
         )));
     }
     fits_student(cache, student)?;
-    can_be_computed(&config.loss, Some(&header.codec), devices)?;
+    can_be_computed(&config.loss, Some(&header.codec))?;
     fits_gpu(header.codec, devices)?;
     config.cache.as_ref().map_or(Ok(()), |written| is_as_written(header, written))?;
     Ok(())

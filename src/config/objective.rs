@@ -125,8 +125,8 @@ fn tail_is_used(loss: &LossConfig, stored: Option<&Codec>) -> Result<()> {
     )))
 }
 
-/// Refuses a loss that the teacher's signal or the student's device cannot serve. `stored` is the cache that is read or written through.
-pub(super) fn can_be_computed(loss: &LossConfig, stored: Option<&Codec>, devices: &Devices) -> Result<()> {
+/// Refuses a loss that the teacher's signal cannot serve. `stored` is the cache that is read or written through.
+pub(super) fn can_be_computed(loss: &LossConfig, stored: Option<&Codec>) -> Result<()> {
     let parts = parts(loss);
     if !parts.is_empty() {
         tail_is_used(loss, stored)?;
@@ -145,20 +145,12 @@ pub(super) fn can_be_computed(loss: &LossConfig, stored: Option<&Codec>, devices
         )));
     }
     let key = if loss.mix.is_empty() { "loss.kind =" } else { "the part of loss.mix of kind" };
-    parts.iter().try_for_each(|part| part_can_be_computed(key, part.divergence.as_ref(), stored, devices))
+    parts.iter().try_for_each(|part| part_can_be_computed(key, part.divergence.as_ref(), stored))
 }
 
-fn part_can_be_computed(
-    key: &str,
-    divergence: &dyn Divergence,
-    stored: Option<&Codec>,
-    devices: &Devices,
-) -> Result<()> {
+fn part_can_be_computed(key: &str, divergence: &dyn Divergence, stored: Option<&Codec>) -> Result<()> {
     let kind = divergence.name();
     let refuse = |what: String| Err(Error::input(format!("{key} {kind:?} {what}")));
-    if devices.student.device.is_cuda() && !divergence.on_gpus() {
-        return refuse("is computed on the CPU alone: set student.device = \"cpu\", or use another".into());
-    }
     match stored {
         Some(Codec::Sampled { .. }) if !divergence.takes_draws() => refuse(
             "is no expectation over the teacher's tokens, so draws do not estimate it: use a live teacher or a cache with \

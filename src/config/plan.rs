@@ -291,7 +291,7 @@ impl Plan {
         }
         has_kernels(models.teacher.as_ref(), &models.student, &devices)?;
         if models.cache.is_none() {
-            can_be_computed(&config.loss, written.as_ref(), &devices)?;
+            can_be_computed(&config.loss, written.as_ref())?;
         }
         hidden_can_be_compared(&config, models.teacher.as_ref(), &models.student, &devices)?;
         if let (Some(Codec::TopK { .. }), Some(teacher)) = (&written, &models.teacher) {

@@ -227,7 +227,7 @@ impl Objective {
             let q = LogitRow::new(student, 1.0);
             let warm = if inverse_temperature == 1.0 { q } else { LogitRow::new(student, inverse_temperature) };
             let mut said = RowSaid::default();
-            let mut divergences = |row: &dyn Fn(&dyn Divergence, Option<(&mut [f32], f32)>) -> f64| {
+            let mut divergences = |row: OfRow<'_>| {
                 for ((part, scale), d) in parts.iter().zip(&scales).zip(said.0.iter_mut()) {
                     *d = row(part.divergence.as_ref(), Some((&mut *gradient, *scale)));
                 }
@@ -270,6 +270,9 @@ impl Objective {
 
 /// Divergences that an objective may add up.
 pub const MOST_PARTS: usize = 8;
+
+/// A divergence of one row, which adds its gradient times a scale.
+type OfRow<'a> = &'a dyn Fn(&dyn Divergence, Option<(&mut [f32], f32)>) -> f64;
 
 /// A row's divergence of each part, and its cross-entropy.
 #[derive(Debug, Clone, Copy, Default)]

@@ -77,11 +77,6 @@ pub trait Divergence: Send + Sync {
         2
     }
 
-    /// Whether [`Self::rows_on_gpu`] has a kernel.
-    fn on_gpus(&self) -> bool {
-        true
-    }
-
     /// Returns D(p, q). With `gradient = (g, scale)` it also adds scale · ∂D/∂z to g, z the student's logits
     /// (not divided by T).
     fn row(&self, teacher: LogitRow<'_>, student: LogitRow<'_>, gradient: Option<(&mut [f32], f32)>) -> f64;

@@ -1,11 +1,18 @@
 //! The GPU's rows against the CPU's, which the goldens and finite differences hold.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 
-use super::{Divergence, ForwardKl, Jsd, LogitRow, ReverseKl, SkewKl, SkewReverseKl, Terms, Tvd, cross_entropy_row};
+use super::{
+    Counts, Divergence, ForwardKl, Jsd, LogitRow, Objective, Part, Ramp, ReverseKl, SkewKl, SkewReverseKl, StudentHead,
+    Terms, Tvd, cross_entropy_row,
+};
+use crate::corpus::{Batch, Row, RowRef};
 use crate::device;
-use crate::kernels::{RowScales, TeacherRows, cross_entropy_rows};
-use crate::signal::{SampledRow, TopKRow};
+use crate::kernels::{GradSlot, Precision, RowScales, TeacherRows, cross_entropy_rows};
+use crate::signal::{SampledRow, TeacherSignal, TopKRow};
 
 /// Reproducible logits between −4 and 4.
 fn noise(n: usize, seed: u32) -> Vec<f32> {
@@ -459,4 +466,42 @@ fn assert_draws_agree(divergence: &dyn Divergence, all: &Rows, draws: usize, sca
     let said = divergence.rows_on_gpu(&teacher, &student, &labels, scales).unwrap();
     let what = format!("{} {draws} draws of {vocab}, {scales:?}", divergence.name());
     assert_agree((pairs(&said.sums), values(&student)), (sums, gradients), 2e-5, &what);
+}
+
+#[test]
+fn a_mixture_with_labels_is_the_cpus_on_a_gpu_and_what_the_student_wrote_is_no_label() {
+    let Some(device) = device::for_tests() else { return };
+    let (n, width, vocab) = (7, 8, 300);
+    let tensor = |rows: usize, columns: usize, seed, device: &Device| {
+        Tensor::from_vec(noise(rows * columns, seed), (rows, columns), device).unwrap()
+    };
+    let tokens: Vec<u32> = (0..=n as u32).map(|t| t * 37 % vocab as u32).collect();
+    let source = RowRef { digest: [0; 32], file: Arc::new(PathBuf::from("test.jsonl")), line: 1 };
+    let row = Row { targets: (0..=n).map(|t| t > 0).collect(), tokens, source };
+    for generated in [false, true] {
+        let batch = Batch { generated, ..Batch::new([&row]) };
+        let outcome = |device: &Device| {
+            let part = |name: &str, weight, divergence| Part { name: name.into(), weight, divergence };
+            let parts = vec![
+                part("kl", 0.7, Box::new(ForwardKl) as Box<dyn Divergence>),
+                part("jsd", 2.0, Box::new(Terms(Jsd::new(0.3, false)))),
+                part("tvd", 0.5, Box::new(Terms(Tvd))),
+            ];
+            let mut objective = Objective::mixed(parts, Ramp::Constant(2.0), Ramp::Constant(0.25), true);
+            objective = objective.with_rows_per_chunk(3);
+            let (hidden, weight) = (tensor(n, width, 3, device), tensor(vocab, width, 4, device));
+            let slot = GradSlot::of(&weight).unwrap();
+            let head = StudentHead { weight: &weight, grad: Some(&slot), precision: Precision::F32, cap: None };
+            let signal = TeacherSignal::Dense { logits: noise(n * vocab, 5), vocab_size: vocab };
+            let out = objective.run(&hidden, &head, Some(&signal), &batch, Counts { targets: 20, labels: 9 }).unwrap();
+            (out.sums, values(&out.d_hidden), values(slot.tensor()))
+        };
+        let ((sums, d_hidden, d_head), (want, want_hidden, want_head)) = (outcome(&device), outcome(&Device::Cpu));
+        assert_eq!((sums.targets, sums.labels, sums.cross_entropy.is_none()), (n, want.labels, generated));
+        for (got, want) in sums.divergences.iter().zip(&want.divergences) {
+            assert!((got - want).abs() <= 1e-5 * want, "{got} instead of {want}");
+        }
+        assert_near(&d_hidden, &want_hidden, 1e-4, 1e-6, "states");
+        assert_near(&d_head, &want_head, 1e-4, 1e-6, "head");
+    }
 }

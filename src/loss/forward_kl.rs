@@ -73,14 +73,7 @@ impl Divergence for ForwardKl {
             // Shares within the rest times one factor: no difference of large numbers however sure the student is.
             let pull = scale * (log_q_rest.exp() - log_p_rest.exp()) as f32;
             if rest.log_sum_exp > f32::NEG_INFINITY {
-                math::vectorize(
-                    #[inline(always)]
-                    || {
-                        for (g, &z) in gradient.iter_mut().zip(rest.logits) {
-                            *g += pull * math::exp(rest.log_probability_of(z));
-                        }
-                    },
-                );
+                rest.add_softmax(gradient, pull);
             }
             for i in every.clone() {
                 gradient[teacher.ids[i] as usize] += scale * (log_q(i).exp() - log_p(i).exp()) as f32;
@@ -95,14 +88,7 @@ impl Divergence for ForwardKl {
         if let Some((gradient, scale)) = gradient {
             let scale = scale * student.inverse_temperature;
             let pull = scale * teacher.weights.iter().sum::<f32>();
-            math::vectorize(
-                #[inline(always)]
-                || {
-                    for (g, &z) in gradient.iter_mut().zip(student.logits) {
-                        *g += pull * math::exp(student.log_probability_of(z));
-                    }
-                },
-            );
+            student.add_softmax(gradient, pull);
             draws().for_each(|((&id, _), &weight)| gradient[id as usize] -= scale * weight);
         }
         let term = |((&id, &log_p), &weight): ((&u32, &f32), &f32)| {

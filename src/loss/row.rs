@@ -37,6 +37,18 @@ impl<'a> LogitRow<'a> {
     pub fn log_probability_of(&self, z: f32) -> f32 {
         z * self.inverse_temperature - self.log_sum_exp
     }
+
+    /// Adds scale · softmax(z / T) to `gradient`: what every loss of draws or of labels pulls a student's row by.
+    pub fn add_softmax(&self, gradient: &mut [f32], scale: f32) {
+        math::vectorize(
+            #[inline(always)]
+            || {
+                for (g, &z) in gradient.iter_mut().zip(self.logits) {
+                    *g += scale * math::exp(self.log_probability_of(z));
+                }
+            },
+        );
+    }
 }
 
 /// [`Divergence::row`] over the tokens that a truncated teacher names, on both sides. At any temperature: only ratios count.

@@ -146,14 +146,7 @@ impl<T: Term> Divergence for Terms<T> {
         let mut by_logit = vec![0.0; k + 1];
         let value = self.row(p, q, Some((&mut by_logit, scale * inverse_temperature)));
         if rest.log_sum_exp > f32::NEG_INFINITY {
-            math::vectorize(
-                #[inline(always)]
-                || {
-                    for (g, &z) in gradient.iter_mut().zip(rest.logits) {
-                        *g += by_logit[k] * math::exp(rest.log_probability_of(z));
-                    }
-                },
-            );
+            rest.add_softmax(gradient, by_logit[k]);
         }
         teacher.ids.iter().zip(&by_logit).for_each(|(&id, g)| gradient[id as usize] += g);
         value
@@ -171,14 +164,7 @@ impl<T: Term> Divergence for Terms<T> {
         if let Some((gradient, scale)) = gradient {
             let scale = scale * student.inverse_temperature;
             let pull = -scale * terms.iter().map(|t| t.1 as f64).sum::<f64>() as f32;
-            math::vectorize(
-                #[inline(always)]
-                || {
-                    for (g, &z) in gradient.iter_mut().zip(student.logits) {
-                        *g += pull * math::exp(student.log_probability_of(z));
-                    }
-                },
-            );
+            student.add_softmax(gradient, pull);
             teacher.ids.iter().zip(&terms).for_each(|(&id, (_, e))| gradient[id as usize] += scale * e);
         }
         terms.iter().map(|t| t.0 as f64).sum()

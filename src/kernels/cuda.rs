@@ -37,12 +37,23 @@ impl Grid {
         Self { blocks: (x, y), threads }
     }
 
+    /// A warp for each of `rows` rows, four to a block.
+    pub fn of_warps(rows: usize) -> Self {
+        Self::new(rows.div_ceil(4), 1, 4 * 32)
+    }
+
     /// For loops over `n` elements that step by the whole grid.
     pub fn over(n: usize) -> Self {
         const THREADS: usize = 256;
         const BLOCKS: usize = 4096;
         Self::new(n.div_ceil(THREADS).min(BLOCKS), 1, THREADS as u32)
     }
+}
+
+/// Rows of `x` that are as wide as `weight`, and that width.
+pub(super) fn rows_and_width(weight: &Tensor, x: &Tensor) -> Result<(usize, usize)> {
+    let width = weight.dim(0)?;
+    Ok((x.elem_count() / width, width))
 }
 
 /// One argument of a kernel, of exactly the type that the kernel declares: the driver copies bytes.

@@ -7,7 +7,8 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::linear::add_column_sums;
-use super::storage::{tensor, with_all, with_f32};
+use super::norm_rows::normalised_times;
+use super::storage::{started, tensor, with_all};
 use super::{GradSlot, math, rows_per_task};
 
 /// Weight and bias `[width]`; frozen without gradient slots.
@@ -58,10 +59,7 @@ impl LayerNorm {
     pub fn backward(&self, x: &Tensor, dy: &Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
         on_gpu!(x => cuda::backward(self, x, dy, onto));
         let width = self.weight.dim(0)?;
-        let mut dx = match onto {
-            Some(onto) => with_f32(onto, <[f32]>::to_vec)?,
-            None => vec![0.0f32; x.elem_count()],
-        };
+        let mut dx = started(onto, x)?;
         let task = rows_per_task(dx.len() / width, width) * width;
         with_all([x, dy, &self.weight], |[x, dy, weight]| {
             dx.par_chunks_mut(task).zip(x.par_chunks(task).zip(dy.par_chunks(task))).for_each(|(dx, (x, dy))| {
@@ -83,7 +81,14 @@ impl LayerNorm {
                 )
             });
             if let Some(slot) = &self.weight_grad {
-                slot.update(|grad| add_column_sums(&self.normalised_times(x, dy, width), grad))?;
+                let products = normalised_times(
+                    x,
+                    dy,
+                    width,
+                    #[inline(always)]
+                    |x| moments(x, self.epsilon),
+                );
+                slot.update(|grad| add_column_sums(&products, grad))?;
             }
             match &self.bias_grad {
                 Some(slot) => slot.update(|grad| add_column_sums(dy, grad)),
@@ -91,23 +96,5 @@ impl LayerNorm {
             }
         })??;
         tensor(dx, x.shape())
-    }
-
-    /// n ⊙ dy, whose columns are then summed in row order.
-    fn normalised_times(&self, x: &[f32], dy: &[f32], width: usize) -> Vec<f32> {
-        let mut products = vec![0.0f32; x.len()];
-        let rows = products.par_chunks_mut(width).zip(x.par_chunks(width).zip(dy.par_chunks(width)));
-        rows.with_min_len(rows_per_task(x.len() / width, width)).for_each(|(products, (x, dy))| {
-            math::vectorize(
-                #[inline(always)]
-                || {
-                    let (mean, r) = moments(x, self.epsilon);
-                    for (p, (x, dy)) in products.iter_mut().zip(x.iter().zip(dy)) {
-                        *p = (x - mean) * r * dy;
-                    }
-                },
-            )
-        });
-        products
     }
 }

@@ -24,19 +24,20 @@ mod attention;
 mod cuda;
 mod divergence;
 mod embedding;
+mod gated;
 mod gelu;
 mod gemm;
 mod grad_slot;
 mod layer_norm;
 mod linear;
 pub mod math;
+mod norm_rows;
 mod quantised;
 mod rms_norm;
 mod rope;
 mod simd;
 mod soft_cap;
 mod storage;
-mod swiglu;
 #[cfg(test)]
 mod tests;
 
@@ -45,7 +46,8 @@ pub use adapter::Adapter;
 pub use attention::{AttentionShape, QUERY_BLOCK, Span, Spans};
 pub use divergence::{RowDivergence, RowScales, RowSums, TeacherRows, cross_entropy_rows, divergence_rows};
 pub use embedding::{add_rows, gather};
-pub use gelu::{geglu, geglu_backward, gelu, gelu_backward};
+pub use gated::{geglu, geglu_backward, swiglu, swiglu_backward};
+pub use gelu::{gelu, gelu_backward};
 pub use gemm::{Mat, MatMut, Panels, Precision, Right, matmul};
 pub use grad_slot::GradSlot;
 pub use layer_norm::LayerNorm;
@@ -56,7 +58,6 @@ pub use rope::Rope;
 pub use simd::Simd;
 pub use soft_cap::SoftCap;
 pub use storage::{overwrite, with_f32};
-pub use swiglu::{swiglu, swiglu_backward};
 
 /// Rows a parallel task takes at least, so that tiny models are not slowed by scheduling.
 pub(crate) fn rows_per_task(rows: usize, row_len: usize) -> usize {

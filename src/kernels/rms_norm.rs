@@ -8,7 +8,8 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::linear::add_column_sums;
-use super::storage::{tensor, with_all};
+use super::norm_rows::normalised_times;
+use super::storage::{started, tensor, with_all};
 use super::{GradSlot, math, rows_per_task};
 
 /// Weight `[width]`; frozen without a gradient slot.
@@ -58,10 +59,7 @@ impl RmsNorm {
     pub fn backward(&self, x: &Tensor, dy: &Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
         on_gpu!(x => cuda::backward(self, x, dy, onto));
         let width = self.weight.dim(0)?;
-        let mut dx = match onto {
-            Some(onto) => super::with_f32(onto, <[f32]>::to_vec)?,
-            None => vec![0.0f32; x.elem_count()],
-        };
+        let mut dx = started(onto, x)?;
         let task = rows_per_task(dx.len() / width, width) * width;
         with_all([x, dy, &self.weight], |[x, dy, weight]| {
             dx.par_chunks_mut(task).zip(x.par_chunks(task).zip(dy.par_chunks(task))).for_each(|(dx, (x, dy))| {
@@ -81,28 +79,19 @@ impl RmsNorm {
                 )
             });
             match &self.weight_grad {
-                Some(slot) => slot.update(|grad| add_column_sums(&self.normalised_times(x, dy, width), grad)),
+                Some(slot) => {
+                    let products = normalised_times(
+                        x,
+                        dy,
+                        width,
+                        #[inline(always)]
+                        |x| (0.0, reciprocal_rms(x, self.epsilon)),
+                    );
+                    slot.update(|grad| add_column_sums(&products, grad))
+                }
                 None => Ok(()),
             }
         })??;
         tensor(dx, x.shape())
-    }
-
-    /// n ⊙ dy, whose columns are then summed in row order.
-    fn normalised_times(&self, x: &[f32], dy: &[f32], width: usize) -> Vec<f32> {
-        let mut products = vec![0.0f32; x.len()];
-        let rows = products.par_chunks_mut(width).zip(x.par_chunks(width).zip(dy.par_chunks(width)));
-        rows.with_min_len(rows_per_task(x.len() / width, width)).for_each(|(products, (x, dy))| {
-            math::vectorize(
-                #[inline(always)]
-                || {
-                    let r = reciprocal_rms(x, self.epsilon);
-                    for (p, (x, dy)) in products.iter_mut().zip(x.iter().zip(dy)) {
-                        *p = x * r * dy;
-                    }
-                },
-            )
-        });
-        products
     }
 }

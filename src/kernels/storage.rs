@@ -32,6 +32,14 @@ pub(super) fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> 
     Tensor::from_vec(data, shape.into(), &candle_core::Device::Cpu)
 }
 
+/// What a gradient is added to: a copy of `onto`, or as many zeros as `x` has elements.
+pub(super) fn started(onto: Option<&Tensor>, x: &Tensor) -> Result<Vec<f32>> {
+    match onto {
+        Some(onto) => with_f32(onto, <[f32]>::to_vec),
+        None => Ok(vec![0.0; x.elem_count()]),
+    }
+}
+
 /// Lends the elements of a contiguous f32 CPU tensor to `f` for writing. No graph may still need the old values:
 /// candle keeps no version counter.
 pub fn overwrite<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {

@@ -214,32 +214,37 @@ struct Terms {
     }
 };
 
+// Calls what(start, y, z) for each step of the block's walk along both rows.
+template <class Walk, class T, class What>
+__device__ void walk_both(const T* teacher, const T* student, unsigned vocab, unsigned shared, What what) {
+    for (unsigned start = 0; start < vocab; start += Walk::step()) {
+        float y[Walk::LENGTH], z[Walk::LENGTH];
+        Walk::load(teacher, start, shared, y);
+        Walk::load(student, start, vocab, z);
+        what(start, y, z);
+    }
+}
+
 template <class Walk, class Divergence, class T>
 __device__ void divergence_row(const Divergence& divergence, const T* teacher, T* student, Label label, float* sums,
                                float* teacher_lse, unsigned vocab, unsigned shared, float inverse_temperature,
                                float divergence_scale) {
     Exponentials of_teacher(inverse_temperature), of_student(inverse_temperature, true);
-    for (unsigned start = 0; start < vocab; start += Walk::step()) {
-        float y[Walk::LENGTH], z[Walk::LENGTH];
-        Walk::load(teacher, start, shared, y);
-        Walk::load(student, start, vocab, z);
+    walk_both<Walk>(teacher, student, vocab, shared, [&](unsigned, auto& y, auto& z) {
         of_teacher.add(y);
         of_student.add(z);
-    }
+    });
     const LogSoftmax log_p = of_teacher.over_block().at_temperature;
     const LogSoftmaxes log_q_of_all = of_student.over_block();
     LogSoftmax log_q = log_q_of_all.at_temperature;
     if (!divergence.compares(-INFINITY)) {
         Exponentials of_compared(inverse_temperature);
-        for (unsigned start = 0; start < vocab; start += Walk::step()) {
-            float y[Walk::LENGTH], z[Walk::LENGTH];
-            Walk::load(teacher, start, shared, y);
-            Walk::load(student, start, vocab, z);
+        walk_both<Walk>(teacher, student, vocab, shared, [&](unsigned, auto& y, auto& z) {
 #pragma unroll
             for (int n = 0; n < Walk::LENGTH; n++)
                 if (!divergence.compares(log_p(y[n]))) z[n] = -INFINITY;
             of_compared.add(z);
-        }
+        });
         log_q = of_compared.over_block().at_temperature;
     }
     const auto log_q_where_compared = [&](float log_p_i, float z) {
@@ -248,22 +253,16 @@ __device__ void divergence_row(const Divergence& divergence, const T* teacher, T
     float e_sum = -1.0f;
     if (Divergence::SUMS_E) {
         float e = 0.0f;
-        for (unsigned start = 0; start < vocab; start += Walk::step()) {
-            float y[Walk::LENGTH], z[Walk::LENGTH];
-            Walk::load(teacher, start, shared, y);
-            Walk::load(student, start, vocab, z);
+        walk_both<Walk>(teacher, student, vocab, shared, [&](unsigned, auto& y, auto& z) {
 #pragma unroll
             for (int n = 0; n < Walk::LENGTH; n++)
                 e += divergence(log_p(y[n]), log_q_where_compared(log_p(y[n]), z[n])).e;
-        }
+        });
         e_sum = block_sum(e);
     }
     const float scale = divergence_scale * inverse_temperature;
     float sum = 0.0f;
-    for (unsigned start = 0; start < vocab; start += Walk::step()) {
-        float y[Walk::LENGTH], z[Walk::LENGTH];
-        Walk::load(teacher, start, shared, y);
-        Walk::load(student, start, vocab, z);
+    walk_both<Walk>(teacher, student, vocab, shared, [&](unsigned start, auto& y, auto& z) {
 #pragma unroll
         for (int n = 0; n < Walk::LENGTH; n++) {
             const float log_p_i = log_p(y[n]), log_q_i = log_q_where_compared(log_p_i, z[n]);
@@ -274,7 +273,7 @@ __device__ void divergence_row(const Divergence& divergence, const T* teacher, T
             z[n] = gradient;
         }
         Walk::store(student, start, vocab, z);
-    }
+    });
     sum = block_sum(sum);
     if (threadIdx.x > 0) return;
     sums[0] = sum;

@@ -3,20 +3,13 @@
 use candle_core::{Result, Tensor};
 
 use super::LayerNorm;
-use crate::kernels::cuda::{Grid, Module, empty, module};
+use crate::kernels::cuda::{Grid, Module, empty, module, rows_and_width};
 use crate::kernels::linear::cuda::add_column_sums;
 
 const MODULE: Module = module!("layer_norm");
-/// Four rows, a warp each.
-const THREADS: usize = 128;
-
-fn rows_and_width(norm: &LayerNorm, x: &Tensor) -> Result<(usize, usize)> {
-    let width = norm.weight.dim(0)?;
-    Ok((x.elem_count() / width, width))
-}
 
 pub(super) fn forward(norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
-    let (rows, width) = rows_and_width(norm, x)?;
+    let (rows, width) = rows_and_width(&norm.weight, x)?;
     let y = empty(x.shape(), x.device())?;
     let args = [
         x.into(),
@@ -27,12 +20,12 @@ pub(super) fn forward(norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
         width.into(),
         (norm.epsilon as f32).into(),
     ];
-    MODULE.launch("layer_norm", Grid::new(rows.div_ceil(THREADS / 32), 1, THREADS as u32), &args)?;
+    MODULE.launch("layer_norm", Grid::of_warps(rows), &args)?;
     Ok(y)
 }
 
 pub(super) fn backward(norm: &LayerNorm, x: &Tensor, dy: &Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
-    let (rows, width) = rows_and_width(norm, x)?;
+    let (rows, width) = rows_and_width(&norm.weight, x)?;
     let (dx, products) = (empty(x.shape(), x.device())?, empty((rows, width), x.device())?);
     let args = [
         x.into(),
@@ -46,7 +39,7 @@ pub(super) fn backward(norm: &LayerNorm, x: &Tensor, dy: &Tensor, onto: Option<&
         (norm.epsilon as f32).into(),
         onto.is_some().into(),
     ];
-    MODULE.launch("layer_norm_backward", Grid::new(rows.div_ceil(THREADS / 32), 1, THREADS as u32), &args)?;
+    MODULE.launch("layer_norm_backward", Grid::of_warps(rows), &args)?;
     if let Some(slot) = &norm.weight_grad {
         add_column_sums(&products, slot.tensor())?;
     }

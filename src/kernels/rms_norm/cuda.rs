@@ -3,20 +3,15 @@
 use candle_core::{Result, Tensor};
 
 use super::RmsNorm;
-use crate::kernels::cuda::{Grid, Module, empty, module};
+use crate::kernels::cuda::{Grid, Module, empty, module, rows_and_width};
 use crate::kernels::linear::cuda::{add_column_sums, rows_per_block};
 
 const MODULE: Module = module!("rms_norm");
-/// Four rows, a warp each.
+/// Of the pass over columns.
 const THREADS: usize = 128;
 
-fn rows_and_width(norm: &RmsNorm, x: &Tensor) -> Result<(usize, usize)> {
-    let width = norm.weight.dim(0)?;
-    Ok((x.elem_count() / width, width))
-}
-
 pub(super) fn forward(norm: &RmsNorm, x: &Tensor) -> Result<Tensor> {
-    let (rows, width) = rows_and_width(norm, x)?;
+    let (rows, width) = rows_and_width(&norm.weight, x)?;
     let y = empty(x.shape(), x.device())?;
     let args = [
         x.into(),
@@ -27,12 +22,12 @@ pub(super) fn forward(norm: &RmsNorm, x: &Tensor) -> Result<Tensor> {
         norm.offset.into(),
         (norm.epsilon as f32).into(),
     ];
-    MODULE.launch("rms_norm", Grid::new(rows.div_ceil(THREADS / 32), 1, THREADS as u32), &args)?;
+    MODULE.launch("rms_norm", Grid::of_warps(rows), &args)?;
     Ok(y)
 }
 
 pub(super) fn backward(norm: &RmsNorm, x: &Tensor, dy: &Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
-    let (rows, width) = rows_and_width(norm, x)?;
+    let (rows, width) = rows_and_width(&norm.weight, x)?;
     let (dx, reciprocals) = (empty(x.shape(), x.device())?, empty(rows, x.device())?);
     let args = [
         x.into(),
@@ -47,7 +42,7 @@ pub(super) fn backward(norm: &RmsNorm, x: &Tensor, dy: &Tensor, onto: Option<&Te
         (norm.epsilon as f32).into(),
         onto.is_some().into(),
     ];
-    MODULE.launch("rms_norm_backward", Grid::new(rows.div_ceil(THREADS / 32), 1, THREADS as u32), &args)?;
+    MODULE.launch("rms_norm_backward", Grid::of_warps(rows), &args)?;
     if let Some(slot) = &norm.weight_grad {
         let per_block = rows_per_block(rows);
         let blocks = rows.div_ceil(per_block);

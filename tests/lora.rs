@@ -3,81 +3,39 @@
 mod common;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
+use common::golden_step::{Expected, close, goldens, json, stepper, steps, teacher, values};
 use common::{Bench, files};
 use distill::checkpoint::Dtype;
 use distill::config::plan::Plan;
-use distill::corpus::{Batch, Row, RowRef, TextTokenizer};
+use distill::corpus::{Batch, TextTokenizer};
 use distill::kernels::Precision;
-use distill::loss::{ForwardKl, Objective};
 use distill::metrics::Screen;
-use distill::model::{Adaptation, Decoder, Keep, ModelConfig, load_weights};
+use distill::model::{Adaptation, Decoder, ModelConfig, load_weights};
 use distill::student::{Companions, fresh_adapters, write_model};
-use distill::teacher::LocalTeacher;
-use distill::train::{AdamW, AdamWConfig, Decay, Schedule, Stepper};
+use distill::train::{Decay, Schedule};
 use serde::Deserialize;
 
+/// What the golden student is adapted by.
 #[derive(Deserialize)]
-struct Expected {
+struct Adapted {
     rank: usize,
     alpha: f64,
-    temperature: f64,
-    hard_label_weight: f64,
-    peak_learning_rate: f64,
-    warmup_steps: u64,
-    beta1: f64,
-    beta2: f64,
-    epsilon: f64,
-    weight_decay: f64,
-    max_grad_norm: f64,
-    loss: Vec<f64>,
-    grad_norm: Vec<f64>,
-}
-
-#[derive(Deserialize)]
-struct GoldenRow {
-    ids: Vec<u32>,
-    targets: Vec<u8>,
-}
-
-fn goldens(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name)
-}
-
-fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
-    serde_json::from_str(&std::fs::read_to_string(goldens(name)).unwrap()).unwrap()
 }
 
 fn tensors(path: &Path) -> BTreeMap<String, Tensor> {
     candle_core::safetensors::load(path, &Device::Cpu).unwrap().into_iter().collect()
 }
 
-fn values(t: &Tensor) -> Vec<f32> {
-    t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn steps() -> Vec<Vec<Batch>> {
-    let source = RowRef { digest: [0; 32], file: Arc::new("batches.json".into()), line: 1 };
-    let row = |r: GoldenRow| Row {
-        tokens: r.ids,
-        targets: r.targets.into_iter().map(|t| t == 1).collect(),
-        source: source.clone(),
-    };
-    let rows = json::<Vec<Vec<GoldenRow>>>("step/batches.json");
-    let rows = rows.into_iter().map(|rows| rows.into_iter().map(row).collect::<Vec<_>>());
-    rows.map(|rows| vec![Batch::new(&rows)]).collect()
-}
-
-fn teacher(device: &Device) -> LocalTeacher {
-    LocalTeacher::new(Arc::new(Decoder::load(&goldens("step/teacher"), false, device).unwrap()), device).unwrap()
+fn batches() -> Vec<Vec<Batch>> {
+    steps().iter().map(|rows| vec![Batch::new(rows)]).collect()
 }
 
 /// The golden student; None: with adapters that are new.
 fn student(device: &Device, adapters: Option<BTreeMap<String, Tensor>>) -> Decoder {
-    let e: Expected = json("lora/expected.json");
+    let e: Adapted = json("lora/expected.json");
     let folder = goldens("step/student_qwen2");
     let config = ModelConfig::read(&folder).unwrap();
     let weights = load_weights(&folder, &config).unwrap();
@@ -90,32 +48,13 @@ fn golden_student(device: &Device) -> Decoder {
     student(device, Some(tensors(&goldens("lora/adapters.safetensors"))))
 }
 
-fn stepper<'a>(teacher: &'a LocalTeacher, student: &'a Decoder, e: &Expected) -> Stepper<'a> {
-    let config = AdamWConfig { beta1: e.beta1, beta2: e.beta2, epsilon: e.epsilon, weight_decay: e.weight_decay };
-    Stepper {
-        teacher: Some(teacher),
-        student,
-        objective: Objective::distillation(Box::new(ForwardKl), e.temperature, e.hard_label_weight, true),
-        hidden: None,
-        optimizer: AdamW::new(config, student.parameters()).unwrap(),
-        max_grad_norm: e.max_grad_norm,
-        keep: Keep::Activations,
-        precision: Precision::F32,
-        exact_phases: false,
-    }
-}
-
-fn close(got: f64, want: f64, relative: f64, what: &str) {
-    assert!((got - want).abs() <= relative * want.abs(), "{what}: {got} instead of {want}");
-}
-
 fn gradients(student: &Decoder) -> HashMap<String, Vec<f32>> {
     student.parameters().trainable().map(|p| (p.name.clone(), values(p.grad.as_ref().unwrap().tensor()))).collect()
 }
 
 /// What the model says of the first step's targets.
 fn logits(model: &Decoder) -> Vec<f32> {
-    values(&model.logits(&model.hidden(&steps()[0][0]).unwrap()).unwrap())
+    values(&model.logits(&model.hidden(&batches()[0][0]).unwrap()).unwrap())
 }
 
 distill::on_every_device! {
@@ -125,7 +64,7 @@ fn the_gradients_of_the_factors_and_ten_steps_equal_pytorch(device) {
     let want = tensors(&goldens("lora/expected.safetensors"));
     let before: Vec<Vec<f32>> = student.parameters().iter().map(|p| values(p.tensor().unwrap())).collect();
     let mut stepper = stepper(&teacher, &student, &e);
-    let report = stepper.accumulate(&steps()[0]).unwrap();
+    let report = stepper.accumulate(&batches()[0]).unwrap();
     close(report.loss, e.loss[0], 1e-6, "loss");
     let got = gradients(&student);
     assert_eq!(got.len(), want.len());
@@ -138,7 +77,7 @@ fn the_gradients_of_the_factors_and_ten_steps_equal_pytorch(device) {
     }
     let (learning_rate, warmup_steps) = (e.peak_learning_rate, e.warmup_steps);
     let schedule = Schedule { learning_rate, decay: Decay::Linear, warmup_steps, total_steps: 10 };
-    for (i, step) in steps().iter().enumerate() {
+    for (i, step) in batches().iter().enumerate() {
         let report = stepper.step(step, i as u64, schedule.at(i as u64)).unwrap();
         close(report.loss, e.loss[i], 2e-6, &format!("loss of step {i}"));
         close(report.grad_norm, e.grad_norm[i], 1e-5, &format!("gradient norm of step {i}"));
@@ -153,7 +92,7 @@ fn new_adapters_change_nothing_and_after_two_steps_all_of_them_learn(device) {
     assert_eq!(logits(&student), logits(&base));
     let e: Expected = json("lora/expected.json");
     let mut stepper = stepper(&teacher, &student, &e);
-    for (i, step) in steps().iter().take(2).enumerate() {
+    for (i, step) in batches().iter().take(2).enumerate() {
         stepper.step(step, i as u64, 1e-3).unwrap();
         // B is 0 at first, so A hears of nothing yet.
         for (name, gradient) in gradients(&student) {
@@ -168,7 +107,7 @@ fn in_bf16_the_gradient_of_the_factors_is_within_three_percent(device) {
     let e: Expected = json("lora/expected.json");
     let mut stepper = stepper(&teacher, &student, &e);
     stepper.precision = Precision::Bf16;
-    let report = stepper.accumulate(&steps()[0]).unwrap();
+    let report = stepper.accumulate(&batches()[0]).unwrap();
     close(report.loss, e.loss[0], 1e-3, "loss");
     let got = gradients(&student);
     let (mut off, mut all) = (0.0f64, 0.0f64);

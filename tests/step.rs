@@ -1,108 +1,42 @@
 //! The training step against PyTorch: loss, every gradient by name, ten AdamW steps (tests/goldens/README.md, `step`).
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+mod common;
 
-use candle_core::{DType, Device, Tensor};
-use distill::corpus::{Batch, Row, RowRef};
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use candle_core::Device;
+use common::golden_step::{Expected, close, goldens, json, stepper, steps, teacher, values};
+use distill::corpus::{Batch, Row};
 use distill::kernels::{Precision, overwrite};
-use distill::loss::{ForwardKl, HiddenKind, HiddenMatch, HiddenPair, Objective, StudentHead};
+use distill::loss::{HiddenKind, HiddenMatch, HiddenPair, StudentHead};
 use distill::model::{Decoder, Keep, ModelConfig, Parameter};
 use distill::signal::{Needs, TeacherSignal};
 use distill::student::random_matrix;
-use distill::teacher::{LocalTeacher, Teacher};
-use distill::train::{AdamW, AdamWConfig, Decay, Schedule, Stepper};
-use serde::Deserialize;
-
-#[derive(Deserialize)]
-struct Expected {
-    temperature: f64,
-    hard_label_weight: f64,
-    peak_learning_rate: f64,
-    warmup_steps: u64,
-    beta1: f64,
-    beta2: f64,
-    epsilon: f64,
-    weight_decay: f64,
-    max_grad_norm: f64,
-    targets: Vec<usize>,
-    loss: Vec<f64>,
-    divergence: Vec<f64>,
-    cross_entropy: Vec<f64>,
-    grad_norm: Vec<f64>,
-    learning_rate: Vec<f64>,
-}
-
-#[derive(Deserialize)]
-struct GoldenRow {
-    ids: Vec<u32>,
-    targets: Vec<u8>,
-}
+use distill::teacher::Teacher;
+use distill::train::{Decay, Schedule};
 
 const STUDENTS: [&str; 6] =
     ["student", "student_qwen2", "student_smollm3", "student_gemma2", "student_gemma3", "student_gpt2"];
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/step")
-}
-
-fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
-    serde_json::from_str(&std::fs::read_to_string(folder().join(name)).unwrap()).unwrap()
+    goldens("step")
 }
 
 /// What PyTorch said of a student, with its gradients by name.
 fn golden(student: &str) -> (Expected, HashMap<String, Vec<f32>>) {
     let file = folder().join(format!("expected_{student}.safetensors"));
     let gradients = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
-    let values = |t: Tensor| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-    let gradients = gradients.into_iter().map(|(name, tensor)| (name, values(tensor))).collect();
-    (json(&format!("expected_{student}.json")), gradients)
-}
-
-fn steps() -> Vec<Vec<Row>> {
-    let source = RowRef { digest: [0; 32], file: Arc::new("batches.json".into()), line: 1 };
-    let row = |r: GoldenRow| Row {
-        tokens: r.ids,
-        targets: r.targets.into_iter().map(|t| t == 1).collect(),
-        source: source.clone(),
-    };
-    json::<Vec<Vec<GoldenRow>>>("batches.json").into_iter().map(|rows| rows.into_iter().map(row).collect()).collect()
+    let gradients = gradients.into_iter().map(|(name, tensor)| (name, values(&tensor))).collect();
+    (json(&format!("step/expected_{student}.json")), gradients)
 }
 
 fn micro(rows: &[Row], size: usize) -> Vec<Batch> {
     rows.chunks(size).map(Batch::new).collect()
 }
 
-fn stepper<'a>(teacher: &'a LocalTeacher, student: &'a Decoder, e: &Expected) -> Stepper<'a> {
-    let config = AdamWConfig { beta1: e.beta1, beta2: e.beta2, epsilon: e.epsilon, weight_decay: e.weight_decay };
-    Stepper {
-        teacher: Some(teacher),
-        student,
-        objective: Objective::distillation(Box::new(ForwardKl), e.temperature, e.hard_label_weight, true),
-        hidden: None,
-        optimizer: AdamW::new(config, student.parameters()).unwrap(),
-        max_grad_norm: e.max_grad_norm,
-        keep: Keep::Activations,
-        precision: Precision::F32,
-        exact_phases: false,
-    }
-}
-
-fn teacher(device: &Device) -> LocalTeacher {
-    LocalTeacher::new(Arc::new(Decoder::load(&folder().join("teacher"), false, device).unwrap()), device).unwrap()
-}
-
-fn close(got: f64, want: f64, relative: f64, what: &str) {
-    assert!((got - want).abs() <= relative * want.abs(), "{what}: {got} instead of {want}");
-}
-
 fn gradients(student: &Decoder) -> Vec<(String, Vec<f32>)> {
-    student
-        .parameters()
-        .iter()
-        .map(|p| (p.name.clone(), p.grad.as_ref().unwrap().tensor().flatten_all().unwrap().to_vec1().unwrap()))
-        .collect()
+    student.parameters().iter().map(|p| (p.name.clone(), values(p.grad.as_ref().unwrap().tensor()))).collect()
 }
 
 /// Without rotation a bias of the keys moves all scores of a query alike: no gradient but for rounding.
@@ -168,7 +102,7 @@ fn loss_and_every_gradient_equal_pytorch(device) {
 fn ten_adamw_steps_follow_pytorch(device) {
     let teacher = teacher(device);
     for name in students(device) {
-        let e: Expected = json(&format!("expected_{name}.json"));
+        let e: Expected = json(&format!("step/expected_{name}.json"));
         let student = Decoder::load(&folder().join(name), true, device).unwrap();
         let mut stepper = stepper(&teacher, &student, &e);
         let schedule = Schedule {
@@ -190,7 +124,7 @@ fn gradients_do_not_depend_on_micro_batches_or_chunks(device) {
     let teacher = teacher(device);
     let rows: Vec<Row> = steps().into_iter().take(2).flatten().collect();
     for student in students(device) {
-        let e: Expected = json(&format!("expected_{student}.json"));
+        let e: Expected = json(&format!("step/expected_{student}.json"));
         let run = |size: usize, chunk: usize| {
             let student = Decoder::load(&folder().join(student), true, device).unwrap();
             let mut stepper = stepper(&teacher, &student, &e);
@@ -214,7 +148,7 @@ fn gradients_do_not_depend_on_micro_batches_or_chunks(device) {
 fn running_blocks_again_instead_of_keeping_them_gives_the_same_bits(device) {
     let teacher = teacher(device);
     for student in students(device) {
-        let e: Expected = json(&format!("expected_{student}.json"));
+        let e: Expected = json(&format!("step/expected_{student}.json"));
         let run = |keep: Keep| {
             let student = Decoder::load(&folder().join(student), true, device).unwrap();
             let mut stepper = stepper(&teacher, &student, &e);
@@ -237,7 +171,7 @@ fn narrower_students_of_other_families_in_bf16_are_within_5e4_and_two_percent(de
 
 fn dense_logits_and_hidden_states_with_a_head_teach_the_same(device) {
     let teacher = teacher(device);
-    let e: Expected = json("expected_student.json");
+    let e: Expected = json("step/expected_student.json");
     let student = Decoder::load(&folder().join("student"), true, device).unwrap();
     let batch = Batch::new(&steps()[0]);
     let n = batch.valid_tokens();
@@ -270,7 +204,7 @@ fn hidden_states_pull_on_every_block_before_them_and_the_whole_gradient_is_the_f
         return;
     }
     let teacher = teacher(device);
-    let e: Expected = json("expected_student.json");
+    let e: Expected = json("step/expected_student.json");
     let width = |model: &Decoder| model.config().hidden_size;
     for keep in [Keep::Activations, Keep::Inputs] {
         let student = Decoder::load(&folder().join("student"), true, device).unwrap();
@@ -291,7 +225,7 @@ fn hidden_states_pull_on_every_block_before_them_and_the_whole_gradient_is_the_f
         let learned = step.learned();
         let analytic: Vec<(String, Vec<f32>)> = learned
             .iter()
-            .map(|p| (p.name.clone(), p.grad.as_ref().unwrap().tensor().flatten_all().unwrap().to_vec1().unwrap()))
+            .map(|p| (p.name.clone(), values(p.grad.as_ref().unwrap().tensor())))
             .collect();
         for (name, gradient) in analytic {
             // The steepest element: its difference stands out of the rounding of f32.
@@ -313,7 +247,7 @@ fn hidden_states_pull_on_every_block_before_them_and_the_whole_gradient_is_the_f
 
 fn a_batch_without_targets_gives_zeros(device) {
     let teacher = teacher(device);
-    let e: Expected = json("expected_student.json");
+    let e: Expected = json("step/expected_student.json");
     let student = Decoder::load(&folder().join("student"), true, device).unwrap();
     let mut row = steps()[0][0].clone();
     row.targets.fill(false);

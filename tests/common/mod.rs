@@ -1,6 +1,8 @@
 //! A user's folder: a tiny corpus, tiny model shapes, a config, and the binary that runs on them.
 #![allow(dead_code)] // each test file uses its own part
 
+pub mod golden_step;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

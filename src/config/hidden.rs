@@ -3,57 +3,33 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::raw::{Node, Value, shown_key};
+use super::raw::{Node, Value};
 use super::reader::{Numbers, Reader};
 use super::types::*;
 use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 
-const KEYS: [&str; 3] = ["layers", "kind", "weight"];
-
 /// Reads `{ layers, kind, weight }`.
 pub(super) fn hidden(r: &mut Reader<'_>) -> Option<HiddenConfig> {
-    const KEY: &str = "loss.hidden";
-    let node = r.node(KEY)?;
-    let Value::Table(keys) = &node.value else {
-        r.outside(KEY, "a table, for example { layers = \"auto\", kind = \"mse\", weight = 1.0 }");
-        return None;
-    };
-    for (key, node) in keys.iter().filter(|(key, _)| !KEYS.contains(&key.as_str())) {
-        let key = shown_key(key);
-        r.problems.add(node.place, format!("unknown key {KEY}.{key}: known are {}", KEYS.join(", ")));
-    }
-    let mut wrong = |name: &str, value: Option<&Node>, allowed: &str| {
-        let (place, shown) = value.map_or((node.place, "missing".into()), |node| (node.place, node.value.shown()));
-        r.problems.add(place, format!("{KEY}.{name} is {shown}: allowed: {allowed}"));
-    };
-    let kind = match keys.get("kind").map(|node| &node.value) {
-        None => HiddenKind::Mse,
-        Some(Value::String(word)) if word == HiddenKind::Mse.word() => HiddenKind::Mse,
-        Some(Value::String(word)) if word == HiddenKind::Cosine.word() => HiddenKind::Cosine,
-        Some(_) => {
-            wrong("kind", keys.get("kind"), "mse | cosine");
-            HiddenKind::Mse
+    r.node("loss.hidden")?.value.table().or_else(|| {
+        r.outside("loss.hidden", "a table, for example { layers = \"auto\", kind = \"cosine\", weight = 1.0 }");
+        None
+    })?;
+    let kind = r.choice("loss.hidden.kind", HiddenKind::Mse, HiddenKind::ALL, &[]);
+    let weight = r.float("loss.hidden.weight", 1.0, Numbers::Positive);
+    const WANTED: &str = "\"auto\", or pairs [student's layer, teacher's layer], each student's once";
+    let layers = match r.node("loss.hidden.layers").map(|node| layers(&node.value)) {
+        None => {
+            r.missing("loss.hidden.layers", &format!("give {WANTED}"));
+            None
         }
-    };
-    let weight = match keys.get("weight").map(|node| &node.value) {
-        None => 1.0,
-        Some(Value::Float(weight)) if Numbers::Positive.contain(*weight) => *weight,
-        Some(Value::Integer(weight)) if *weight > 0 => *weight as f64,
-        Some(_) => {
-            wrong("weight", keys.get("weight"), "a finite number > 0");
-            1.0
+        Some(None) => {
+            r.outside("loss.hidden.layers", WANTED);
+            None
         }
+        Some(layers) => layers,
     };
-    let layers = keys.get("layers").and_then(|node| layers(&node.value));
-    if layers.is_none() {
-        wrong(
-            "layers",
-            keys.get("layers"),
-            "\"auto\", or pairs [student's layer, teacher's layer], each student's once",
-        );
-    }
     Some(HiddenConfig { layers: layers?, kind, weight })
 }
 

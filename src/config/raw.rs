@@ -28,6 +28,14 @@ pub enum Value {
 }
 
 impl Value {
+    /// The table that it is.
+    pub fn table(&self) -> Option<&Table> {
+        match self {
+            Self::Table(table) => Some(table),
+            _ => None,
+        }
+    }
+
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::Table(_) => "a table",

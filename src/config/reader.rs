@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::problem::{Place, Problems};
-use super::raw::{Node, Table, Value, shown_key};
+use super::raw::{Node, Table, Value};
 use super::schema;
 use super::types::{Schedule, Scheduled, Word};
 use crate::hub;
@@ -35,7 +35,7 @@ pub enum Numbers {
 }
 
 impl Numbers {
-    pub fn contain(self, x: f64) -> bool {
+    fn contain(self, x: f64) -> bool {
         x.is_finite()
             && match self {
                 Self::Positive => x > 0.0,
@@ -77,27 +77,24 @@ impl<'a> Reader<'a> {
 
     /// The section's keys; `None` where it is absent or no section.
     pub fn section(&self, name: &str) -> Option<&'a Table> {
-        match &self.tree.get(name)?.value {
-            Value::Table(keys) => Some(keys),
-            _ => None,
-        }
+        self.tree.get(name)?.value.table()
     }
 
     pub fn node(&self, key: &str) -> Option<&'a Node> {
         debug_assert!(schema::knows(key), "{key} is not in the schema");
-        match key.split_once('.') {
-            None => self.tree.get(key),
-            Some((section, key)) => match key.split_once("].") {
-                None => self.section(section)?.get(key),
-                Some((list, key)) => {
-                    let (list, i) = list.split_once('[')?;
-                    let Value::Array(items) = &self.section(section)?.get(list)?.value else { return None };
-                    match &items.get(i.parse::<usize>().ok()?)?.value {
-                        Value::Table(keys) => keys.get(key),
-                        _ => None,
-                    }
-                }
-            },
+        let mut table = self.tree;
+        let mut segments = key.split('.').peekable();
+        loop {
+            let segment = segments.next()?;
+            let (name, i) = segment.strip_suffix(']').and_then(|s| s.split_once('[')).unwrap_or((segment, ""));
+            let mut node = table.get(name)?;
+            if let (Ok(i), Value::Array(items)) = (i.parse::<usize>(), &node.value) {
+                node = items.get(i)?;
+            }
+            if segments.peek().is_none() {
+                return Some(node);
+            }
+            table = node.value.table()?;
         }
     }
 
@@ -105,9 +102,7 @@ impl<'a> Reader<'a> {
     pub fn items(&mut self, key: &str) -> usize {
         match self.node(key).map(|node| &node.value) {
             None => 0,
-            Some(Value::Array(items))
-                if !items.is_empty() && items.iter().all(|i| matches!(i.value, Value::Table(_))) =>
-            {
+            Some(Value::Array(items)) if !items.is_empty() && items.iter().all(|i| i.value.table().is_some()) => {
                 items.len()
             }
             Some(_) => {
@@ -188,44 +183,20 @@ impl<'a> Reader<'a> {
 
     /// A number, or `{ from, to, schedule }`.
     pub fn scheduled(&mut self, key: &str, default: f64, allowed: Numbers) -> Scheduled {
-        let Some(Node { value: Value::Table(keys), place }) = self.node(key) else {
+        if self.node(key).is_none_or(|node| node.value.table().is_none()) {
             return Scheduled::Constant(self.float(key, default, allowed));
-        };
-        let mut number = |name: &str| {
-            let number = match keys.get(name).map(|node| &node.value) {
-                Some(Value::Float(f)) => Some(*f),
-                Some(Value::Integer(i)) => Some(*i as f64),
-                _ => None,
-            };
-            let number = number.filter(|n| allowed.contain(*n));
-            if number.is_none() {
-                let shown = keys.get(name).map_or("missing".into(), |node| node.value.shown());
-                self.problems.add(*place, format!("{key}.{name} is {shown}: allowed: {}", allowed.allowed()));
+        }
+        let mut end = |name: &str| {
+            let key = format!("{key}.{name}");
+            if !self.has(&key) {
+                self.missing(&key, &format!("give {}", allowed.allowed()));
             }
-            number
+            self.float(&key, default, allowed)
         };
-        let (from, to) = (number("from"), number("to"));
-        let schedule = match keys.get("schedule").map(|node| &node.value) {
-            None => Some(Schedule::Linear),
-            Some(Value::String(word)) => Schedule::ALL.iter().copied().find(|s| s.word() == word),
-            Some(_) => None,
-        };
-        match schedule {
-            Some(Schedule::Constant) | None => {
-                let shown = keys.get("schedule").map_or("\"linear\"".into(), |node| node.value.shown());
-                let wanted = "allowed: linear | cosine (for a constant, write a number alone)";
-                self.problems.add(*place, format!("{key}.schedule is {shown}: {wanted}"));
-            }
-            _ => {}
-        }
-        for (name, node) in keys.iter().filter(|(name, _)| !["from", "to", "schedule"].contains(&name.as_str())) {
-            let name = shown_key(name);
-            self.problems.add(node.place, format!("unknown key {key}.{name}: known are from, to, schedule"));
-        }
-        match (from, to, schedule) {
-            (Some(from), Some(to), Some(schedule)) => Scheduled::Moving { from, to, schedule },
-            _ => Scheduled::Constant(default),
-        }
+        let (from, to) = (end("from"), end("to"));
+        let ways = [Schedule::Linear, Schedule::Cosine];
+        let schedule = self.choice(&format!("{key}.schedule"), Schedule::Linear, &ways, &[]);
+        Scheduled::Moving { from, to, schedule }
     }
 
     pub fn flag(&mut self, key: &str, default: bool) -> bool {

@@ -88,31 +88,52 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "output", keys: &["dir", "dtype"], later: &[] },
 ];
 
-/// Whether `key` (dotted) is one that this version reads.
+/// The keys of tables below a section's key; `[]`: of each table of a list.
+const TABLES: &[(&str, &[&str])] = &[
+    ("loss.mix[]", &["kind", "weight", "beta", "lambda", "normalize"]),
+    ("loss.hidden", &["layers", "kind", "weight"]),
+    ("loss.temperature", &["from", "to", "schedule"]),
+    ("loss.hard_label_weight", &["from", "to", "schedule"]),
+];
+
+/// The keys that the table at `path` holds, if it may be one.
+fn keys_of(path: &str) -> Option<&'static [&'static str]> {
+    TABLES.iter().find(|(table, _)| *table == path).map(|(_, keys)| *keys)
+}
+
+/// Whether `key` (dotted, an element of a list as `[i]`) is one that this version reads.
 pub fn knows(key: &str) -> bool {
-    match key.split_once('.') {
+    match key.rsplit_once('.') {
         None => TOP.contains(&key),
-        Some((section, key)) => match key.split_once("].") {
-            None => SECTIONS.iter().any(|s| s.name == section && s.keys.contains(&key)),
-            Some((list, key)) => section == "loss" && list.starts_with("mix[") && MIX.contains(&key),
-        },
+        Some((section, key)) if !section.contains('.') => {
+            SECTIONS.iter().any(|s| s.name == section && s.keys.contains(&key))
+        }
+        Some((table, key)) => {
+            let table = table.split_once('[').map_or(table.to_owned(), |(list, _)| format!("{list}[]"));
+            keys_of(&table).is_some_and(|keys| keys.contains(&key))
+        }
     }
 }
 
-/// Keys of an element of [[loss.mix]].
-pub const MIX: &[&str] = &["kind", "weight", "beta", "lambda", "normalize"];
-
-/// Reports the keys that no element of [[loss.mix]] has.
-fn check_mix(mix: &Node, problems: &mut Problems) {
-    let Value::Array(items) = &mix.value else { return };
-    for (i, item) in items.iter().enumerate() {
-        let Value::Table(keys) = &item.value else { continue };
-        for (key, node) in keys.iter().filter(|(key, _)| !MIX.contains(&key.as_str())) {
-            let hint = match closest(key, MIX) {
+/// Reports what the tables at or in the list at `path` hold that this version does not read.
+fn check_below(path: &str, node: &Node, problems: &mut Problems) {
+    let tables: Vec<(String, &Table)> = match &node.value {
+        Value::Table(table) => vec![(path.to_owned(), table)],
+        Value::Array(items) => {
+            let tables = items.iter().enumerate().filter_map(|(i, item)| Some((i, item.value.table()?)));
+            tables.map(|(i, table)| (format!("{path}[{i}]"), table)).collect()
+        }
+        _ => vec![],
+    };
+    let list = matches!(node.value, Value::Array(_));
+    let Some(known) = keys_of(&if list { format!("{path}[]") } else { path.to_owned() }) else { return };
+    for (name, table) in tables {
+        for (key, node) in table.iter().filter(|(key, _)| !known.contains(&key.as_str())) {
+            let hint = match closest(key, known) {
                 Some(meant) => format!("did you mean `{meant}`?"),
-                None => format!("known in [[loss.mix]]: {}", MIX.join(", ")),
+                None => format!("known there: {}", known.join(", ")),
             };
-            problems.add(node.place, format!("unknown key loss.mix[{i}].{}: {hint}", shown_key(key)));
+            problems.add(node.place, format!("unknown key {name}.{}: {hint}", shown_key(key)));
         }
     }
 }
@@ -149,8 +170,8 @@ fn check_key(section: &Section, key: &str, node: &Node, problems: &mut Problems)
             None => format!("known in [{name}]: {}", section.keys.join(", ")),
         };
         problems.add(node.place, format!("unknown key {name}.{}: {hint}", shown_key(key)));
-    } else if (name, key) == ("loss", "mix") {
-        check_mix(node, problems);
+    } else {
+        check_below(&format!("{name}.{key}"), node, problems);
     }
 }
 

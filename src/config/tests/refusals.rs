@@ -277,13 +277,13 @@ fn a_mixture_says_of_each_part_what_is_wrong_with_it() {
 fn hidden_states_are_named_by_pairs_of_layers_that_exist() {
     for (set, says) in [
         ("loss.hidden=1", "loss.hidden = 1: allowed: a table"),
-        ("loss.hidden={kind=\"mse\"}", "loss.hidden.layers is missing: allowed: \"auto\", or pairs"),
-        ("loss.hidden={layers=[[0]]}", "loss.hidden.layers is [[0]]: allowed"),
-        ("loss.hidden={layers=[[0, 1], [0, 2]]}", "loss.hidden.layers is [[0, 1], [0, 2]]: allowed"),
-        ("loss.hidden={layers=[[0, -1]]}", "loss.hidden.layers is [[0, -1]]: allowed"),
-        ("loss.hidden={layers=\"auto\", kind=\"l1\"}", "loss.hidden.kind is \"l1\": allowed: mse | cosine"),
-        ("loss.hidden={layers=\"auto\", weight=0}", "loss.hidden.weight is 0: allowed"),
-        ("loss.hidden={layers=\"auto\", wieght=1}", "unknown key loss.hidden.wieght"),
+        ("loss.hidden={kind=\"mse\"}", "loss.hidden.layers is missing: give \"auto\", or pairs"),
+        ("loss.hidden={layers=[[0]]}", "loss.hidden.layers = [[0]]: allowed"),
+        ("loss.hidden={layers=[[0, 1], [0, 2]]}", "loss.hidden.layers = [[0, 1], [0, 2]]: allowed"),
+        ("loss.hidden={layers=[[0, -1]]}", "loss.hidden.layers = [[0, -1]]: allowed"),
+        ("loss.hidden={layers=\"auto\", kind=\"l1\"}", "loss.hidden.kind = \"l1\": allowed: mse | cosine"),
+        ("loss.hidden={layers=\"auto\", weight=0}", "loss.hidden.weight = 0: allowed"),
+        ("loss.hidden={layers=\"auto\", wieght=1}", "unknown key loss.hidden.wieght: did you mean `weight`?"),
     ] {
         let said = problem(LEAST, &[set]);
         assert!(said.contains(says), "{said} does not say {says}");
@@ -332,12 +332,12 @@ fn rollouts_are_refused_where_they_would_do_nothing_or_something_else() {
 #[test]
 fn a_moving_number_has_two_ends_in_range_and_a_path() {
     for (set, says) in [
-        ("loss.temperature={from=0, to=1}", "loss.temperature.from is 0: allowed"),
-        ("loss.temperature={to=1}", "loss.temperature.from is missing: allowed"),
-        ("loss.hard_label_weight={from=0, to=1.5}", "loss.hard_label_weight.to is 1.5: allowed: a number from 0 to 1"),
+        ("loss.temperature={from=0, to=1}", "loss.temperature.from = 0: allowed"),
+        ("loss.temperature={to=1}", "loss.temperature.from is missing: give a finite number > 0"),
+        ("loss.hard_label_weight={from=0, to=1.5}", "loss.hard_label_weight.to = 1.5: allowed: a number from 0 to 1"),
         (
             "loss.temperature={from=1, to=2, schedule=\"constant\"}",
-            "loss.temperature.schedule is \"constant\": allowed",
+            "loss.temperature.schedule = \"constant\": allowed: linear | cosine",
         ),
         ("loss.temperature={from=1, to=2, steps=3}", "unknown key loss.temperature.steps"),
         ("loss.temperature=\"warm\"", "loss.temperature = \"warm\" is a string"),

@@ -14,6 +14,6 @@ pub mod tensors;
 
 pub use find::{Checkpoint, Found, latest_valid};
 pub use lock::RunLock;
-pub use manifest::{Damage, Manifest, verify};
+pub use manifest::{Damage, Manifest, hash_file, verify};
 pub use store::{Retained, Store};
 pub use tensors::{Arrays, Dtype, Entry, Values, read_safetensors_f32, write_safetensors};

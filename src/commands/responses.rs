@@ -6,17 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::{build, fingerprints};
-use crate::checkpoint::{RunLock, atomic, layout};
+use crate::checkpoint::{RunLock, atomic, hash_file, layout};
 use crate::config::plan::Plan;
 use crate::config::{RolloutConfig, RolloutFrom, RunConfig, Word};
 use crate::corpus::{Encoder, Message, OnBadRecord, Place, Record};
@@ -334,15 +333,7 @@ pub fn bring_along(from: &Path, dir: &Path) -> Result<()> {
 }
 
 fn digest(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(|e| Error::unreadable(path, e))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer).map_err(|e| Error::unreadable(path, e))? {
-            0 => return Ok(hex(&<[u8; 32]>::from(hasher.finalize()))),
-            n => hasher.update(&buffer[..n]),
-        }
-    }
+    hash_file(path).map(|(_, sha256)| sha256).map_err(|e| Error::unreadable(path, e))
 }
 
 fn read_info(dir: &Path) -> Result<Option<Info>> {

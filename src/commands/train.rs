@@ -450,16 +450,22 @@ fn summarize(state: &TrainState, plan: &Plan) -> Summary {
         peak_rss_bytes: crate::units::peak_rss_bytes(),
         peak_gpu_bytes: gpu_peak(&plan.devices.student.device),
         elapsed_seconds: state.elapsed_seconds,
-        rollouts: state.rollout.as_ref().map(|rollout| Written {
-            rows: rollout.rows,
-            tokens: rollout.tokens,
-            tokens_per_second: rollout.tokens as f64 / state.rollout_seconds.max(1e-9),
-            share: state.rollout_seconds / state.train_seconds.max(1e-9),
-        }),
+        rollouts: written(state),
         initial_eval: state.initial_eval.clone(),
         final_eval: state.last_eval.clone(),
         best: state.best,
     }
+}
+
+/// What the student wrote itself. None: it did not write.
+fn written(state: &TrainState) -> Option<Written> {
+    let rollout = state.rollout.as_ref()?;
+    Some(Written {
+        rows: rollout.rows,
+        tokens: rollout.tokens,
+        tokens_per_second: rollout.tokens as f64 / state.rollout_seconds.max(1e-9),
+        share: state.rollout_seconds / state.train_seconds.max(1e-9),
+    })
 }
 
 /// The table that closes a run.
@@ -482,13 +488,13 @@ fn closing(plan: &Plan, state: &TrainState, initial: Option<&EvalReport>, last: 
         Span::from_seconds(state.elapsed_seconds),
         Count(speed as u64)
     );
-    if let Some(rollout) = &state.rollout {
+    if let Some(Written { rows, tokens, tokens_per_second, share }) = written(state) {
         text += &format!(
             "rollouts {} rows, {} tokens at {} tokens/s, {:.0} % of the training time\n",
-            Count(rollout.rows),
-            Count(rollout.tokens),
-            Count((rollout.tokens as f64 / state.rollout_seconds.max(1e-9)) as u64),
-            100.0 * state.rollout_seconds / state.train_seconds.max(1e-9)
+            Count(rows),
+            Count(tokens),
+            Count(tokens_per_second as u64),
+            100.0 * share
         );
     }
     text + &format!("curves   {}\n", plan.config.output.dir.join(CURVES).display())

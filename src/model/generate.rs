@@ -115,16 +115,10 @@ fn pick(
     // Drawn on the host: a row is soon there, and a draw is a scan.
     let logits: Vec<f32> = model.logits(&hidden)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
     let vocab = logits.len() / rows.len();
-    let mut asked: Vec<&mut Sampler> = vec![];
-    let mut rest = &mut samplers[..];
-    let mut passed = 0;
     // Rows are in ascending order.
-    for &(r, _) in rows {
-        let (sampler, tail) =
-            rest[r - passed..].split_first_mut().ok_or_else(|| Error::run("a row without a sampler"))?;
-        asked.push(sampler);
-        (rest, passed) = (tail, r + 1);
-    }
+    let asks = |r: usize| rows.binary_search_by_key(&r, |(r, _)| *r).is_ok();
+    let asked: Vec<&mut Sampler> =
+        samplers.iter_mut().enumerate().filter(|(r, _)| asks(*r)).map(|(_, sampler)| sampler).collect();
     asked.into_par_iter().zip(logits.par_chunks_exact(vocab)).map(|(sampler, logits)| sampler.pick(logits)).collect()
 }
 

@@ -159,8 +159,10 @@ fn every_family_learns_from_nothing_is_cut_teaches_and_generates() {
             let _ = std::fs::remove_dir_all(bench.path(run));
         }
         let config = bench.distil_config("steps = 60");
+        let missing = ModelConfig::read(&bench.path("student.json")).unwrap().without_gpu_kernel();
+        let device = ["--device", if missing.is_some() { "cpu" } else { "auto" }];
 
-        bench.expect(&["train", "--config", config], 0);
+        bench.expect(&[&["train", "--config", config][..], &device].concat(), 0);
         let summary = bench.json("run/summary.json");
         let kl = |which: &str| summary[which]["kl_mean"].as_f64().unwrap();
         assert!(kl("final_eval") < 0.8 * kl("initial_eval"), "{family}: {summary}");
@@ -171,14 +173,15 @@ fn every_family_learns_from_nothing_is_cut_teaches_and_generates() {
                    max_length = 48\nchat_template = \"none\"\npacking = true\n[output]\ndir = \"cut\"\n[train]\nsteps = 40\n\
                    batch_size = 4\nlearning_rate = 5e-3\ndtype = \"bf16\"\ncheckpoint_activations = true\n";
         bench.write("cut.toml", cut);
-        bench.expect(&["train", "--config", "cut.toml"], 0);
+        bench.expect(&[&["train", "--config", "cut.toml"][..], &device].concat(), 0);
         let summary = bench.json("cut/summary.json");
         let kl = |which: &str| summary[which]["kl_mean"].as_f64().unwrap();
         assert!(kl("final_eval") < kl("initial_eval"), "{family}: {summary}");
 
         let said = String::from_utf8(bench.expect(&["inspect", "cut/student"], 0).stdout).unwrap();
         assert!(said.contains(family) && said.contains("2 × 16 wide"), "{said}");
-        bench.expect(&["generate", "--model", "cut/student", "--prompt", "red 3?", "--raw", "--max-tokens", "5"], 0);
+        let answer = ["generate", "--model", "cut/student", "--prompt", "red 3?", "--raw", "--max-tokens", "5"];
+        bench.expect(&[&answer[..], &device].concat(), 0);
         assert_eq!(ModelConfig::read(&bench.path("cut/student")).unwrap().layers, 2);
     }
 }

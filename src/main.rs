@@ -11,6 +11,7 @@ use distill::printable::printable;
 fn main() -> ExitCode {
     calm_candle_threads();
     keep_freed_memory();
+    fail_at_quotas();
     match commands::run(Cli::parse().command) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::GateFailed) => ExitCode::from(3),
@@ -32,6 +33,16 @@ fn calm_candle_threads() {
     if std::env::var_os(LIMIT).is_none() {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var(LIMIT, "0") };
+    }
+}
+
+/// By default a write beyond a limit of file sizes (`ulimit -f`, some quotas) kills the process; as an error like a full disk's
+/// it is named, and nothing is lost.
+fn fail_at_quotas() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: ignores a signal; no other thread runs yet.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
 }
 

@@ -108,6 +108,12 @@ fn kib_of(file: &str, name: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Bytes that are free for this user on the disk of `dir`. `None` where the platform does not tell.
+pub fn free_bytes(dir: &std::path::Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(dir).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 /// The most memory this process has held resident so far, in bytes. `None` where the platform does not tell.
 pub fn peak_rss_bytes() -> Option<u64> {
     // VmHWM, not getrusage: ru_maxrss survives exec on Linux, so it would report a larger parent's peak as ours.

@@ -2,12 +2,9 @@
 
 mod common;
 
-use std::time::Duration;
-
+use common::runs::{RESUME, assert_same_end, wait_for};
 use common::{Bench, files};
 use distill::kernels::{Precision, Simd};
-
-const RESUME: [&str; 4] = ["train", "--config", "run.toml", "--resume"];
 
 /// Runs `interrupt` in its own output folder and compares the end with an unbroken run's.
 fn ends_like_the_unbroken_run(more: &str, data: &str, interrupt: impl Fn(&Bench, &str)) {
@@ -21,14 +18,7 @@ fn with_threads(threads: usize, more: &str, data: &str, interrupt: impl Fn(&Benc
     bench.write("run.toml", text);
     bench.expect(&["train", "--config", "run.toml", "--output", "whole"], 0);
     interrupt(&bench, "broken");
-    let last = String::from_utf8(bench.read("whole/checkpoints/latest")).unwrap();
-    let folder = |run: &str| bench.path(run).join("checkpoints").join(last.trim());
-    assert_eq!(files(&folder("whole")), files(&folder("broken")), "the last checkpoints differ");
-    assert_eq!(files(&bench.path("whole/student")), files(&bench.path("broken/student")), "the students differ");
-    assert_eq!(bench.timeless_metrics("whole"), bench.timeless_metrics("broken"));
-    for field in ["steps", "tokens", "rows_used", "best", "initial_eval", "final_eval"] {
-        assert_eq!(bench.json("whole/summary.json")[field], bench.json("broken/summary.json")[field], "{field}");
-    }
+    assert_same_end(&bench, "whole", "broken", data);
 }
 
 fn stop_at(bench: &Bench, run: &str, steps: &[u64]) {
@@ -152,20 +142,6 @@ fn killed_again_and_again_and_resumed() {
     });
 }
 
-/// Until the run has a checkpoint and `step` train lines.
-fn wait_for(bench: &Bench, run: &str, step: usize) {
-    // A minute and more: an emulated GPU takes its time.
-    for _ in 0..20_000 {
-        std::thread::sleep(Duration::from_millis(5));
-        let lines = std::fs::read_to_string(bench.path(run).join("metrics.jsonl")).unwrap_or_default();
-        let trained = lines.lines().filter(|l| l.contains("\"train\"")).count();
-        if trained >= step && bench.path(run).join("checkpoints/latest").exists() {
-            return;
-        }
-    }
-    panic!("the run never reached step {step}");
-}
-
 #[test]
 fn a_finished_run_can_be_made_longer() {
     let bench = Bench::with_teacher();
@@ -241,7 +217,7 @@ fn going_back_to_an_older_checkpoint_ends_like_the_unbroken_run() {
     bench.expect(&["train", "--config", "run.toml", "--resume", "run/checkpoints/step-00000010"], 0);
     assert_eq!(bench.timeless_metrics("run"), metrics);
     assert_eq!(files(&bench.path("run/student")), student);
-    assert_eq!(steps(&bench, "run", "checkpoint"), [5, 10, 15, 20]);
+    assert_eq!(steps(&bench, "run", "checkpoint"), [0, 5, 10, 15, 20]);
 }
 
 #[test]

@@ -255,3 +255,29 @@ fn a_batch_without_targets_gives_zeros(device) {
     assert_eq!((report.loss, report.grad_norm, report.sums.targets), (0.0, 0.0, 0));
 }
 }
+
+#[test]
+fn a_step_given_up_between_micro_batches_changes_nothing_and_can_be_done_again() {
+    let device = &Device::Cpu;
+    let (e, _) = golden("student");
+    let teacher = teacher(device);
+    let done = |give_up_after: &[usize]| {
+        let student = Decoder::load(&folder().join("student"), true, device).unwrap();
+        let mut stepper = stepper(&teacher, &student, &e);
+        let micro = micro(&steps()[0], 1);
+        assert!(micro.len() > 2);
+        let before: Vec<Vec<f32>> = student.parameters().iter().map(|p| values(p.tensor().unwrap())).collect();
+        for &after in give_up_after {
+            let asked = std::cell::Cell::new(0);
+            let stop = || asked.replace(asked.get() + 1) == after;
+            assert!(stepper.step_unless(&micro, 0, 1e-2, &stop).unwrap().is_none());
+            let now: Vec<Vec<f32>> = student.parameters().iter().map(|p| values(p.tensor().unwrap())).collect();
+            assert_eq!(before, now, "given up after {after}");
+        }
+        let report = stepper.step(&micro, 0, 1e-2).unwrap();
+        let weights: Vec<Vec<f32>> = student.parameters().iter().map(|p| values(p.tensor().unwrap())).collect();
+        assert_ne!(before, weights);
+        (weights, report.loss.to_bits(), report.grad_norm.to_bits())
+    };
+    assert_eq!(done(&[]), done(&[0, 1, 2]));
+}

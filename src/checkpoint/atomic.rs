@@ -3,11 +3,12 @@
 //! The order is always the same: write beside the destination, fsync the files and their folder, rename into place,
 //! fsync the parent. A rename is atomic but not durable; without the last fsync the *name* can be lost.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
-use super::failpoint;
+use super::disk;
 use crate::error::{Error, Result};
 
 /// Unfinished content: worthless after a kill.
@@ -19,14 +20,10 @@ const REPLACED: &str = ".old-";
 pub fn write_file(path: &Path, content: &[u8]) -> Result<()> {
     let temporary = sibling(path, TEMPORARY)?;
     let write = || -> io::Result<()> {
-        failpoint::reach("write")?;
-        let mut file = File::create(&temporary)?;
-        file.write_all(content)?;
-        failpoint::reach("fsync")?;
-        file.sync_all()?;
-        failpoint::reach("rename")?;
-        fs::rename(&temporary, path)?;
-        sync_folder(parent(path))
+        disk::write(&temporary, content)?;
+        disk::sync(&temporary)?;
+        disk::rename(&temporary, path)?;
+        disk::sync_folder(parent(path))
     };
     write().map_err(|cause| {
         let _ = fs::remove_file(&temporary);
@@ -59,11 +56,11 @@ impl Staging {
     /// Starts the folder that will become `path`.
     pub(super) fn beside(path: &Path) -> Result<Self> {
         let staging = Self { temporary: sibling(path, TEMPORARY)?, path: path.to_owned() };
+        under_construction(|folders| folders.push(staging.temporary.clone()));
         let start = || -> io::Result<()> {
             create_folders(parent(path))?;
-            remove_any(&staging.temporary)?;
-            failpoint::reach("create")?;
-            fs::create_dir(&staging.temporary)
+            disk::delete(&staging.temporary)?;
+            disk::create_folder(&staging.temporary)
         };
         start().map_err(|cause| Error::unwritable(path, cause))?;
         Ok(staging)
@@ -81,35 +78,49 @@ impl Staging {
 
     fn rename(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.temporary)? {
-            failpoint::reach("fsync")?;
-            File::open(entry?.path())?.sync_all()?;
+            disk::sync(&entry?.path())?;
         }
-        sync_folder(&self.temporary)?;
+        disk::sync_folder(&self.temporary)?;
         let old = sibling(&self.path, REPLACED).map_err(io::Error::other)?;
         let replaces = self.path.exists();
         if replaces {
             // A folder cannot be renamed over one that has files. `recover` undoes a kill between the two renames.
-            remove_any(&old)?;
-            failpoint::reach("rename")?;
-            fs::rename(&self.path, &old)?;
+            disk::delete(&old)?;
+            disk::rename(&self.path, &old)?;
         }
-        if let Err(cause) = failpoint::reach("rename").and_then(|()| fs::rename(&self.temporary, &self.path)) {
+        if let Err(cause) = disk::rename(&self.temporary, &self.path) {
             if replaces {
-                fs::rename(&old, &self.path)?;
+                disk::rename(&old, &self.path)?;
             }
             return Err(cause);
         }
-        sync_folder(parent(&self.path))?;
+        disk::sync_folder(parent(&self.path))?;
         // The new folder is in place and durable; a leftover is only litter, which the next `recover` removes.
-        let _ = remove_any(&old);
+        let _ = disk::delete(&old);
         Ok(())
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        let _ = remove_any(&self.temporary);
+        let _ = disk::delete(&self.temporary);
+        under_construction(|folders| folders.retain(|folder| folder != &self.temporary));
     }
+}
+
+fn under_construction(change: impl FnOnce(&mut Vec<PathBuf>)) {
+    static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(vec![]);
+    change(&mut FOLDERS.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+}
+
+/// Removes what this process has under construction: it is about to exit. Its writers may still be at work.
+pub fn abandon() {
+    under_construction(|folders| {
+        for folder in folders {
+            // A file that is created meanwhile keeps a folder from going; its writer is not given the time for many.
+            (0..100).find(|_| disk::delete(folder).is_ok() && !folder.exists());
+        }
+    });
 }
 
 /// Cleans up after a killed writer: puts a half-replaced folder back, removes what was never finished.
@@ -124,15 +135,15 @@ pub fn recover(dir: &Path) -> Result<()> {
             if let Some(original) = name.strip_prefix(REPLACED).map(|name| dir.join(name))
                 && !original.exists()
             {
-                fs::rename(entry.path(), original)?;
+                disk::rename(&entry.path(), &original)?;
             } else if name.starts_with(TEMPORARY) || name.starts_with(REPLACED) {
-                remove_any(&entry.path())?;
+                disk::delete(&entry.path())?;
             } else {
                 continue;
             }
             changed = true;
         }
-        if changed { sync_folder(dir) } else { Ok(()) }
+        if changed { disk::sync_folder(dir) } else { Ok(()) }
     };
     match clean() {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound && !dir.exists() => Ok(()),
@@ -144,12 +155,10 @@ pub fn recover(dir: &Path) -> Result<()> {
 pub fn remove_folder(path: &Path) -> Result<()> {
     let remove = || -> io::Result<()> {
         let doomed = sibling(path, TEMPORARY).map_err(io::Error::other)?;
-        remove_any(&doomed)?;
-        failpoint::reach("rename")?;
-        fs::rename(path, &doomed)?;
-        sync_folder(parent(path))?;
-        failpoint::reach("delete")?;
-        remove_any(&doomed)
+        disk::delete(&doomed)?;
+        disk::rename(path, &doomed)?;
+        disk::sync_folder(parent(path))?;
+        disk::delete(&doomed)
     };
     remove().map_err(|cause| Error::run(format!("cannot delete {}: {cause}", path.display())))
 }
@@ -159,34 +168,16 @@ pub(super) fn is_leftover(name: &str) -> bool {
     name.starts_with(TEMPORARY) || name.starts_with(REPLACED)
 }
 
-/// Makes the names inside `dir` durable.
-fn sync_folder(dir: &Path) -> io::Result<()> {
-    failpoint::reach("fsync folder")?;
-    File::open(dir)?.sync_all()
-}
-
 /// `create_dir_all` whose new names are durable too.
 pub(super) fn create_folders(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
     create_folders(parent(dir))?;
-    match fs::create_dir(dir) {
+    match disk::create_folder(dir) {
         Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
         Err(cause) => Err(cause),
-        Ok(()) => sync_folder(parent(dir)),
-    }
-}
-
-fn remove_any(path: &Path) -> io::Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(cause) => Err(cause),
-    };
-    match removed {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done,
+        Ok(()) => disk::sync_folder(parent(dir)),
     }
 }
 
@@ -221,7 +212,7 @@ mod tests {
     fn a_pointer_is_the_old_or_the_new_line_at_every_point_of_its_write() {
         let dir = tempfile::tempdir().unwrap();
         write_pointer(dir.path(), "latest", "step-00000001").unwrap();
-        let seen = failpoint::snapshots(dir.path(), || write_pointer(dir.path(), "latest", "step-00000002").unwrap());
+        let seen = disk::snapshots(dir.path(), || write_pointer(dir.path(), "latest", "step-00000002").unwrap());
         assert!(seen.len() >= 4);
         for snapshot in seen {
             let text = fs::read_to_string(snapshot.path().join("latest")).unwrap();
@@ -238,7 +229,7 @@ mod tests {
         let target = dir.path().join("student");
         let fill = |text: &'static str| move |d: &Path| write_file(&d.join("model"), text.as_bytes());
         write_folder(&target, fill("old")).unwrap();
-        for snapshot in failpoint::snapshots(dir.path(), || write_folder(&target, fill("new")).unwrap()) {
+        for snapshot in disk::snapshots(dir.path(), || write_folder(&target, fill("new")).unwrap()) {
             recover(snapshot.path()).unwrap();
             assert_eq!(names(snapshot.path()), ["student"]);
             let text = fs::read_to_string(snapshot.path().join("student/model")).unwrap();

@@ -1,4 +1,4 @@
-//! The names inside a run directory and a checkpoint. Nothing here touches the disk but [`is_fresh`].
+//! The names inside a run directory and a checkpoint. Nothing here touches the disk but what asks whether a folder is one.
 
 use std::path::Path;
 
@@ -31,6 +31,8 @@ pub const RESPONSES_INFO: &str = "responses.json";
 /// What a run learns besides its student; absent where it learns nothing else.
 pub const PROJECTIONS: &str = "projections.safetensors";
 pub const STATE: &str = "state.json";
+/// What the run took so far.
+pub const TIMES: &str = "times.json";
 pub const MANIFEST: &str = "manifest.json";
 
 /// `step-00000100`. Eight digits keep a listing in order; a longer step only makes a longer name.
@@ -61,6 +63,14 @@ pub fn is_fresh(dir: &Path) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Whether `run_dir` has nothing that a run could be resumed from.
+pub fn is_without_checkpoint(run_dir: &Path) -> bool {
+    let names = std::fs::read_dir(run_dir.join(CHECKPOINTS));
+    let steps =
+        names.into_iter().flatten().flatten().filter_map(|entry| parse_folder_name(entry.file_name().to_str()?));
+    steps.count() == 0
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! What the files mean is for those who write them; here they are names, sizes and digests.
 
 pub mod atomic;
-mod failpoint;
+mod disk;
 pub mod find;
 pub mod layout;
 mod lock;
@@ -15,5 +15,5 @@ pub mod tensors;
 pub use find::{Checkpoint, Found, latest_valid};
 pub use lock::RunLock;
 pub use manifest::{Damage, Manifest, hash_file, verify};
-pub use store::{Retained, Store};
+pub use store::{Retained, Retention, Store};
 pub use tensors::{Arrays, Dtype, Entry, Values, read_safetensors_f32, write_safetensors};

@@ -1,9 +1,9 @@
 //! The writer's side of a run's checkpoints: save, mark the best, delete the old.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::atomic::{self, Staging};
+use super::disk;
 use super::find;
 use super::layout::{self, BEST, CHECKPOINTS, LATEST, MANIFEST};
 use super::lock::RunLock;
@@ -15,6 +15,15 @@ use crate::error::{Error, Result};
 pub struct Store {
     lock: RunLock,
     dir: PathBuf,
+}
+
+/// Which checkpoints stay.
+#[derive(Debug, Clone, Copy)]
+pub struct Retention {
+    /// The newest so many. 0 counts as 1.
+    pub last: usize,
+    /// Besides, those of every so many steps.
+    pub every: Option<u64>,
 }
 
 /// What [`Store::retain`] did.
@@ -61,7 +70,7 @@ impl Store {
             let same = path.exists() && verify(&path).is_ok_and(|existing| existing == manifest);
             if !same {
                 let file = staging.folder().join(MANIFEST);
-                fs::write(&file, manifest.to_bytes()).map_err(|cause| Error::unwritable(&file, cause))?;
+                disk::write(&file, &manifest.to_bytes()).map_err(|cause| Error::unwritable(&file, cause))?;
                 staging.commit()?;
             }
             atomic::write_pointer(&self.dir, LATEST, &name)
@@ -83,12 +92,10 @@ impl Store {
     pub fn point_best_at(&self, step: Option<u64>) -> Result<()> {
         match step.filter(|&step| self.dir.join(layout::folder_name(step)).is_dir()) {
             Some(step) => self.point(BEST, step),
-            None => match fs::remove_file(self.dir.join(BEST)) {
-                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-                    Err(Error::unwritable(&self.dir.join(BEST), cause))
-                }
-                _ => Ok(()),
-            },
+            None => {
+                let best = self.dir.join(BEST);
+                disk::delete(&best).map_err(|cause| Error::unwritable(&best, cause))
+            }
         }
     }
 
@@ -100,12 +107,11 @@ impl Store {
         atomic::write_pointer(&self.dir, pointer, &name)
     }
 
-    /// Deletes the oldest checkpoints until `keep_last` are left up to `latest`. Never deleted: `latest`, `best`, and
+    /// Deletes the oldest checkpoints until those that `keep` names are left up to `latest`. Never deleted: `latest`, `best`, and
     /// what is newer than `latest` (the future that a resume from an older step left; it is replaced when reached).
     ///
     /// Before anything is deleted `latest` is read back in full. If it is damaged, everything stays.
-    /// `keep_last = 0` counts as 1.
-    pub fn retain(&self, keep_last: usize) -> Result<Retained> {
+    pub fn retain(&self, keep: Retention) -> Result<Retained> {
         let steps = find::steps(self.run_dir())?;
         let latest = match find::pointed(&self.dir, LATEST) {
             Ok(latest) => latest.or(steps.last().copied()),
@@ -113,8 +119,9 @@ impl Store {
         };
         let best = find::pointed(&self.dir, BEST).unwrap_or_default();
         let past: Vec<u64> = steps.into_iter().filter(|&step| latest.is_some_and(|latest| step <= latest)).collect();
-        let old = &past[..past.len().saturating_sub(keep_last.max(1))];
-        let doomed: Vec<u64> = old.iter().copied().filter(|&step| Some(step) != best).collect();
+        let old = &past[..past.len().saturating_sub(keep.last.max(1))];
+        let milestone = |step: u64| step > 0 && keep.every.is_some_and(|every| step.is_multiple_of(every));
+        let doomed: Vec<u64> = old.iter().copied().filter(|&step| Some(step) != best && !milestone(step)).collect();
         let mut done = Retained::default();
         if let (Some(latest), false) = (latest, doomed.is_empty())
             && let Err(damage) = verify(&self.dir.join(layout::folder_name(latest)))

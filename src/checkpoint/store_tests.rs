@@ -1,5 +1,7 @@
+use std::fs;
+
 use super::*;
-use crate::checkpoint::{Checkpoint, failpoint, latest_valid};
+use crate::checkpoint::{Checkpoint, disk, latest_valid};
 use crate::error::Class;
 use tempfile::TempDir;
 
@@ -57,7 +59,7 @@ fn a_save_ends_with_latest_naming_a_valid_checkpoint() {
 #[test]
 fn a_kill_at_any_point_of_a_save_leaves_a_valid_checkpoint_and_no_litter() {
     let (dir, store) = run(&[100]);
-    let seen = failpoint::snapshots(dir.path(), || drop(store.save(200, fill("model 200")).unwrap()));
+    let seen = disk::snapshots(dir.path(), || drop(store.save(200, fill("model 200")).unwrap()));
     assert!(seen.len() >= 9, "{} points", seen.len());
     for (nth, snapshot) in seen.iter().enumerate() {
         let reopened = Store::open(snapshot.path()).unwrap();
@@ -73,7 +75,7 @@ fn a_kill_at_any_point_of_a_save_leaves_a_valid_checkpoint_and_no_litter() {
 #[test]
 fn a_kill_while_the_only_checkpoint_is_replaced_does_not_lose_it() {
     let (dir, store) = run(&[100]);
-    for snapshot in failpoint::snapshots(dir.path(), || drop(store.save(100, fill("again")).unwrap())) {
+    for snapshot in disk::snapshots(dir.path(), || drop(store.save(100, fill("again")).unwrap())) {
         let found = latest_valid(Store::open(snapshot.path()).unwrap().run_dir()).unwrap();
         let text = fs::read_to_string(found.checkpoint.unwrap().file(layout::MODEL)).unwrap();
         assert!(text == "model 100" || text == "again");
@@ -83,20 +85,68 @@ fn a_kill_while_the_only_checkpoint_is_replaced_does_not_lose_it() {
 }
 
 #[test]
-fn a_full_disk_at_any_point_keeps_the_old_checkpoint_and_names_what_failed() {
-    for nth in 1.. {
-        let (dir, store) = run(&[100]);
-        let (result, reached) = failpoint::fail_at(nth, || store.save(200, fill("model 200")));
-        if !reached {
-            assert!(result.is_ok() && nth > 9);
-            break;
+fn a_disk_that_refuses_any_operation_keeps_the_old_checkpoint_and_names_what_failed() {
+    use std::io::ErrorKind;
+    for cause in [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::ReadOnlyFilesystem, ErrorKind::Other] {
+        for nth in 1.. {
+            let (dir, store) = run(&[100]);
+            let (result, reached) = disk::fail_at(nth, cause, || store.save(200, fill("model 200")));
+            if !reached {
+                assert!(result.is_ok() && nth > 9);
+                break;
+            }
+            let message = result.unwrap_err().to_string();
+            assert!(message.starts_with("cannot save the checkpoint of step 200: cannot write "), "{message}");
+            assert!(message.ends_with(&cause.to_string()), "{message}");
+            assert!(!listing(dir.path()).iter().any(|name| name.starts_with(".tmp-")), "point {nth}");
+            drop(store);
+            let found = latest_valid(Store::open(dir.path()).unwrap().run_dir()).unwrap();
+            assert!(found.checkpoint.is_some(), "point {nth}");
         }
-        let message = result.unwrap_err().to_string();
-        assert!(message.starts_with("cannot save the checkpoint of step 200: cannot write "), "{message}");
-        assert!(!listing(dir.path()).iter().any(|name| name.starts_with(".tmp-")), "point {nth}");
-        drop(store);
-        assert!(latest_valid(Store::open(dir.path()).unwrap().run_dir()).unwrap().checkpoint.is_some(), "point {nth}");
     }
+}
+
+#[test]
+fn a_save_is_durable_before_it_counts_and_counts_before_anything_old_is_deleted() {
+    let (dir, store) = run(&[100]);
+    let done = disk::record(dir.path(), || {
+        store.save(200, fill("model 200")).unwrap();
+        store.point_best_at(Some(200)).unwrap();
+        store.retain(Retention { last: 1, every: None }).unwrap();
+    });
+    // The files of a folder are synced in no particular order.
+    let (fill, rest) = done.split_at(5);
+    let mut synced = fill[2..].to_vec();
+    synced.sort();
+    assert_eq!(
+        fill[..2],
+        ["create checkpoints/.tmp-step-00000200", "write checkpoints/.tmp-step-00000200/manifest.json"]
+    );
+    let file = |name: &str| format!("sync checkpoints/.tmp-step-00000200/{name}");
+    assert_eq!(synced, ["manifest.json", "model.safetensors", "state.json"].map(file));
+    let pointer = |name: &str| {
+        let temporary = format!("checkpoints/.tmp-{name}");
+        [
+            format!("write {temporary}"),
+            format!("sync {temporary}"),
+            format!("rename {temporary} to checkpoints/{name}"),
+            "sync checkpoints/".into(),
+        ]
+    };
+    let [latest, best] = ["latest", "best"].map(pointer);
+    let folder = [
+        "sync checkpoints/.tmp-step-00000200/",
+        "rename checkpoints/.tmp-step-00000200 to checkpoints/step-00000200",
+        "sync checkpoints/",
+    ]
+    .map(String::from);
+    let deletion = [
+        "rename checkpoints/step-00000100 to checkpoints/.tmp-step-00000100",
+        "sync checkpoints/",
+        "delete checkpoints/.tmp-step-00000100",
+    ]
+    .map(String::from);
+    assert_eq!(rest, [&folder[..], &latest, &best, &deletion].concat());
 }
 
 #[test]
@@ -177,19 +227,27 @@ fn an_explicit_path_is_verified_and_may_be_a_pointer() {
 fn retention_keeps_the_last_ones_and_the_best() {
     let (dir, store) = run(&[100, 200, 300, 400]);
     store.point_best_at(Some(200)).unwrap();
-    let done = store.retain(2).unwrap();
+    let done = store.retain(Retention { last: 2, every: None }).unwrap();
     assert_eq!(done.deleted, [dir.path().join("checkpoints/step-00000100")]);
     assert_eq!(listing(dir.path()), ["best", "latest", "step-00000200", "step-00000300", "step-00000400"]);
-    assert_eq!(store.retain(0).unwrap().deleted.len(), 1);
+    assert_eq!(store.retain(Retention { last: 0, every: None }).unwrap().deleted.len(), 1);
     assert_eq!(listing(dir.path()), ["best", "latest", "step-00000200", "step-00000400"]);
     assert_eq!(find::best(store.run_dir()), Some(200));
+}
+
+#[test]
+fn milestones_stay_however_old_they_are() {
+    let (dir, store) = run(&[0, 100, 200, 300, 400, 500, 600]);
+    store.retain(Retention { last: 2, every: Some(200) }).unwrap();
+    let left: Vec<String> = listing(dir.path()).into_iter().filter(|name| name.starts_with("step")).collect();
+    assert_eq!(left, ["step-00000200", "step-00000400", "step-00000500", "step-00000600"]);
 }
 
 #[test]
 fn retention_deletes_nothing_when_the_newest_does_not_read_back() {
     let (dir, store) = run(&[100, 200, 300]);
     damage(dir.path(), 300);
-    let done = store.retain(1).unwrap();
+    let done = store.retain(Retention { last: 1, every: None }).unwrap();
     assert!(done.deleted.is_empty());
     assert!(done.damage.unwrap().to_string().contains("step-00000300/model.safetensors"));
     assert_eq!(latest_valid(store.run_dir()).unwrap().checkpoint.unwrap().step(), 200);
@@ -199,7 +257,7 @@ fn retention_deletes_nothing_when_the_newest_does_not_read_back() {
 fn a_run_resumed_from_an_older_step_does_not_count_the_abandoned_future() {
     let (dir, store) = run(&[100, 200, 300]);
     store.save(150, fill("model 150")).unwrap();
-    store.retain(1).unwrap();
+    store.retain(Retention { last: 1, every: None }).unwrap();
     assert_eq!(listing(dir.path()), ["latest", "step-00000150", "step-00000200", "step-00000300"]);
     assert_eq!(latest_valid(store.run_dir()).unwrap().checkpoint.unwrap().step(), 150);
 }
@@ -207,7 +265,7 @@ fn a_run_resumed_from_an_older_step_does_not_count_the_abandoned_future() {
 #[test]
 fn a_kill_while_deleting_leaves_no_half_checkpoint() {
     let (dir, store) = run(&[100, 200]);
-    for snapshot in failpoint::snapshots(dir.path(), || drop(store.retain(1).unwrap())) {
+    for snapshot in disk::snapshots(dir.path(), || drop(store.retain(Retention { last: 1, every: None }).unwrap())) {
         let reopened = Store::open(snapshot.path()).unwrap();
         for step in find::steps(snapshot.path()).unwrap() {
             verify(&snapshot.path().join(CHECKPOINTS).join(layout::folder_name(step))).unwrap();

@@ -1,7 +1,6 @@
 //! `student.layers = "auto"`: the search that replaces it by a list.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::RunConfig;
 use crate::corpus::{Batch, CorpusIndex, Encoder, LoadOrder, Loader, Row};
@@ -17,14 +16,13 @@ const TOKENS: usize = 1024;
 /// Where a run keeps what the search found.
 pub const RECORD: &str = "layers.json";
 
-/// Chooses among the teacher's layers, on the first rows that training will see. None when `interrupted` was raised meanwhile.
+/// Chooses among the teacher's layers, on the first rows that training will see.
 pub fn layers(
     config: &RunConfig,
     teacher: &LocalTeacher,
     (index, encoder): (Arc<CorpusIndex>, Arc<Encoder>),
-    interrupted: &AtomicBool,
     screen: &Screen,
-) -> Result<Option<Cuts>> {
+) -> Result<Cuts> {
     let (count, rows) = config.student.search().ok_or_else(|| Error::run("the layers are chosen already"))?;
     let order = LoadOrder { seed: config.seed, shuffle: config.data.shuffle, epochs: Some(1) };
     let first = Loader::new(index, encoder, order).next_step(rows, false)?;
@@ -34,12 +32,10 @@ pub fn layers(
     let progress = screen.progress("choosing layers", Some(work(model.config().layers, count, batches.len())));
     let cuts = choose_layers(model, &batches, count, |n| {
         progress.advance(n);
-        !interrupted.load(Ordering::Relaxed)
+        true
     })?;
-    if cuts.is_some() {
-        progress.finish();
-    }
-    Ok(cuts)
+    progress.finish();
+    cuts.ok_or_else(|| Error::run("the search for layers was given up"))
 }
 
 fn batches(rows: &[Row]) -> Vec<Batch> {

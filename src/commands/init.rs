@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::build::AnyTeacher;
 use super::export::check_output;
-use super::{Outcome, build, choose, out, responses, signals};
+use super::{Outcome, build, choose, out, responses};
 use crate::checkpoint::atomic;
 use crate::cli::InitArgs;
 use crate::config::plan::Models;
@@ -32,7 +32,6 @@ pub fn run(args: &InitArgs) -> Result<Outcome> {
     let mut said = vec![];
     let mut teacher = None;
     if config.student.search().is_some() {
-        let interrupted = signals::watch("batch", &screen)?;
         let devices = config.devices(args.device.choice)?;
         let described = config.teacher.as_ref().ok_or_else(|| Error::run("there is no teacher to choose layers of"))?;
         let live = build::load_teacher(described, &devices, &screen)?;
@@ -45,10 +44,7 @@ pub fn run(args: &InitArgs) -> Result<Outcome> {
         let index = CorpusIndex::open(&config.data.train, config.data.on_bad_record.into());
         let index = Arc::new(index.map_err(|e| e.context("data.train"))?);
         let encoder = Arc::new(config.data.encoder(tokenizer.clone()).map_err(|e| e.context("data"))?);
-        let Some(cuts) = choose::layers(&config, &live, (index, encoder), &interrupted, &screen)? else {
-            screen.line("stopped before the layers were chosen: nothing was written");
-            return Ok(Outcome::Stopped);
-        };
+        let cuts = choose::layers(&config, &live, (index, encoder), &screen)?;
         said = choose::table(&cuts);
         config.student.choose(cuts.layers);
         teacher = Some(AnyTeacher::Live(live));

@@ -205,7 +205,7 @@ fn training(state: &TrainState) -> String {
         "trained         {} steps, {} target tokens, {}; epoch {}, record {}\n",
         Count(state.step),
         Count(state.target_tokens),
-        Span::from_seconds(state.train_seconds),
+        Span::from_seconds(state.times.train_seconds),
         state.loader.epoch + 1,
         Count(state.loader.cursor)
     );

@@ -11,6 +11,7 @@ mod generate;
 mod init;
 mod inspect;
 mod out;
+mod preflight;
 mod responses;
 mod selftest;
 mod show_plan;
@@ -40,6 +41,9 @@ pub fn run(command: Command) -> Result<Outcome> {
     {
         let variable = Simd::VARIABLE;
         return Err(Error::input(format!("{variable} = {name:?} is none of portable, avx2, avx512, avx512bf16")));
+    }
+    if !matches!(command, Command::Train(_) | Command::Cache(_)) {
+        signals::quit()?;
     }
     match command {
         Command::Train(args) => train::run(&args),

@@ -14,6 +14,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::signals::Watch;
 use super::{build, fingerprints};
 use crate::checkpoint::{RunLock, atomic, hash_file, layout};
 use crate::config::plan::Plan;
@@ -81,7 +82,7 @@ pub fn complete(config: &RunConfig) -> bool {
 /// Has the teacher answer what it has not yet answered. False when it was interrupted: what is written stays.
 ///
 /// Input errors: responses of another teacher, corpus or sampling.
-pub fn write(config: &RunConfig, devices: Devices, screen: &Screen, interrupted: &AtomicBool) -> Result<bool> {
+pub fn write(config: &RunConfig, devices: Devices, screen: &Screen, signals: &Watch) -> Result<bool> {
     let Some(rollout) = wanted(config) else { return Ok(true) };
     let plan = Plan::new(config.clone(), devices, screen)?;
     let dir = &plan.config.output.dir;
@@ -122,20 +123,21 @@ pub fn write(config: &RunConfig, devices: Devices, screen: &Screen, interrupted:
             ))),
         };
     }
+    let teacher = build::teacher(&plan, screen)?;
+    let teacher = teacher.as_ref().and_then(build::AnyTeacher::live).ok_or_else(|| Error::run("no live teacher"))?;
+    signals.quit_at_once(None);
     // The answers hide it: they differ from what the held-out rows say.
     plan.notices.iter().filter(|n| n.code == "train_eval_overlap").for_each(|n| screen.line(&n.line()));
     let _lock = RunLock::acquire(dir)?;
     save_info(dir, &info)?;
     let mut out = append_to(&path, &mut info)?;
-    let teacher = build::teacher(&plan, screen)?;
-    let teacher = teacher.as_ref().and_then(build::AnyTeacher::live).ok_or_else(|| Error::run("no live teacher"))?;
     let total = plan.train.len() as u64;
     let progress = screen.progress("the teacher answers", Some(total));
     progress.advance(info.records);
     let (began, mut tokens) = (Instant::now(), 0);
     while info.records < total {
         let until = total.min(info.records + TOGETHER as u64);
-        let Some(answers) = answer(&plan, rollout, teacher.decoder(), info.records..until, interrupted)? else {
+        let Some(answers) = answer(&plan, rollout, teacher.decoder(), info.records..until, signals.flag())? else {
             progress.finish();
             let (done, total) = (Count(info.records), Count(total));
             screen.line(&format!("stopped after {done} of {total} answers; the same command goes on from there"));

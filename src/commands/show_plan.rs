@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::build::{self, AnyTeacher};
-use super::responses;
+use super::{preflight, responses};
 use crate::cache::Reader;
 use crate::config::plan::Plan;
 use crate::config::{
@@ -170,11 +170,13 @@ pub fn lines(plan: &Plan) -> Vec<String> {
             Bytes(m.activations)
         ),
     );
+    let free = preflight::free(&config.output.dir).map_or(String::new(), |free| format!(", {} free", Bytes(free)));
     line(
         "output",
         format!(
-            "{}, {} a checkpoint, {} threads",
+            "{}, up to {} checkpoints of {}{free}, {} threads",
             config.output.dir.display(),
+            plan.disk().checkpoints,
             Bytes(m.checkpoint),
             rayon::current_num_threads()
         ),

@@ -7,9 +7,10 @@ use serde_json::json;
 
 use super::build::AnyTeacher;
 use super::cache::{self, write_through};
+use super::signals::Watch;
 use super::start::{Origin, Start};
-use super::{Outcome, build, choose, fingerprints, out, responses, show_plan, signals};
-use crate::checkpoint::{Dtype, Store, atomic, layout};
+use super::{Outcome, build, choose, fingerprints, out, preflight, responses, show_plan};
+use crate::checkpoint::{Dtype, Retention, Store, atomic, layout};
 use crate::cli::TrainArgs;
 use crate::config::plan::Plan;
 use crate::config::{self, Dtype as OutputDtype};
@@ -47,7 +48,8 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let writes = responses::wanted(&config).is_some() && !responses::complete(&config);
-    let interrupted = signals::watch(if writes { "batch of answers or step" } else { "step" }, &screen)?;
+    let signals = Watch::new(if writes { "batch of answers" } else { "micro-batch" }, &screen)?;
+    signals.quit_at_once(Some(NOTHING_TRAINED));
     let dir = config.output.dir.clone();
     let start = Start::find(args.resume.as_ref(), &dir, &mut config, &screen)?;
     if responses::wanted(&config).is_some() {
@@ -56,9 +58,10 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         {
             responses::bring_along(&origin.run_dir, &dir)?;
         }
-        if !responses::write(&config, devices.clone(), &screen, &interrupted)? {
+        if !responses::write(&config, devices.clone(), &screen, &signals)? {
             return Ok(Outcome::Stopped);
         }
+        signals.quit_at_once(Some(NOTHING_TRAINED));
         config.responses = Some(responses::file(&config));
     }
     let mut plan = Plan::new(config, devices, &screen)?;
@@ -68,38 +71,35 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         true => error.context(format!("the plan's estimate was {}", Bytes(memory))),
         false => error,
     };
+    preflight::disk(&plan, &start)?;
     let searched = match plan.config.student.search() {
-        Some(_) => Some(choose_layers(&mut plan, &interrupted, &screen).map_err(short)?),
+        Some(_) => Some(choose_layers(&mut plan, &screen).map_err(short)?),
         None => None,
     };
-    let stopped = || {
-        screen.line("stopped before anything was trained");
-        Ok(Outcome::Stopped)
-    };
-    if interrupted.load(Ordering::Relaxed) {
-        return stopped();
-    }
-    let session = Session::open(&plan, &start, &screen, args.stop_after, &interrupted, searched).map_err(short)?;
-    if interrupted.load(Ordering::Relaxed) {
-        return stopped();
+    let session = Session::open(&plan, &start, &screen, args.stop_after, signals.flag(), searched).map_err(short)?;
+    // What comes now writes to the run's folder.
+    signals.quit_at_once(None);
+    if session.interrupted.load(Ordering::Relaxed) {
+        screen.line(NOTHING_TRAINED);
+        return Ok(Outcome::Stopped);
     }
     session.run().map_err(short)
 }
 
-/// A teacher that was asked which of its layers to keep, and teaches afterwards; what it said, unless it was interrupted.
-type Searched = (AnyTeacher, Option<Cuts>);
+const NOTHING_TRAINED: &str = "stopped before anything was trained";
+
+/// A teacher that was asked which of its layers to keep, and teaches afterwards; what it said.
+type Searched = (AnyTeacher, Cuts);
 
 /// Replaces `student.layers = "auto"` in the plan.
-fn choose_layers(plan: &mut Plan, interrupted: &AtomicBool, screen: &Screen) -> Result<Searched> {
+fn choose_layers(plan: &mut Plan, screen: &Screen) -> Result<Searched> {
     let missing = || Error::run("there is no live teacher to choose layers of");
     let teacher = build::teacher(plan, screen)?.ok_or_else(missing)?;
     let data = (plan.train.clone(), plan.encoder.clone());
     let live = teacher.live().ok_or_else(missing)?;
-    let cuts = choose::layers(&plan.config, live, data, interrupted, screen)?;
-    if let Some(cuts) = &cuts {
-        choose::table(cuts).iter().for_each(|line| screen.line(line));
-        plan.choose(cuts.layers.clone())?;
-    }
+    let cuts = choose::layers(&plan.config, live, data, screen)?;
+    choose::table(&cuts).iter().for_each(|line| screen.line(line));
+    plan.choose(cuts.layers.clone())?;
     Ok((teacher, cuts))
 }
 
@@ -138,7 +138,7 @@ impl<'a> Session<'a> {
             }
         };
         let (teacher, cuts) = match searched {
-            Some((teacher, cuts)) => (Some(teacher), cuts),
+            Some((teacher, cuts)) => (Some(teacher), Some(cuts)),
             None => (build::teacher(plan, screen)?, None),
         };
         let student = match start {
@@ -158,7 +158,7 @@ impl<'a> Session<'a> {
             Start::Fresh => Jsonl::create(&log)?,
             Start::From(origin) => {
                 self.go_back(origin, &store, &log)?;
-                Jsonl::resume(&log, step)?
+                Jsonl::resume(&log, step, self.state.evaluated == Some(step))?
             }
         };
         config::save(&self.plan.config, &run_dir.join(CONFIG))?;
@@ -241,7 +241,7 @@ impl<'a> Session<'a> {
                 stop_after: self.stop_after,
                 eval_every: plan.config.eval.every_steps,
                 checkpoint_every: plan.config.checkpoint.every_steps,
-                keep_last: plan.config.checkpoint.keep_last,
+                keep: Retention { last: plan.config.checkpoint.keep_last, every: plan.config.checkpoint.keep_every },
                 keep_best: plan.config.checkpoint.keep_best,
             },
             store: &store,
@@ -294,7 +294,13 @@ impl<'a> Session<'a> {
         }
         drop(sinks);
         match (error, delivered) {
-            (Some(error), _) => Err(error),
+            (Some(error), _) => {
+                // Not even the checkpoint that it begins with: there is nothing to resume, so the folder is given back.
+                if state.step == 0 && layout::is_without_checkpoint(run_dir) {
+                    self.leave_no_trace(run_dir);
+                }
+                Err(error)
+            }
             (None, Some(last)) => {
                 let initial = initial.or_else(|| state.initial_eval.as_ref().map(recorded));
                 out::write(&closing(plan, &state, initial.as_ref(), last.as_ref()))?;
@@ -368,6 +374,7 @@ impl<'a> Session<'a> {
 
     /// Removes what a run without a step has written, so that its folder counts as empty. Best effort: it only tidies.
     fn leave_no_trace(&self, run_dir: &Path) {
+        let _ = std::fs::remove_dir_all(run_dir.join(layout::CHECKPOINTS));
         for name in [layout::METRICS, CONFIG, "summary.json", REJECTED, CURVES, choose::RECORD] {
             let _ = std::fs::remove_file(run_dir.join(name));
         }
@@ -446,10 +453,10 @@ fn summarize(state: &TrainState, plan: &Plan) -> Summary {
         rows_dropped: state.loader.rows_dropped,
         rows_truncated: state.loader.rows_truncated,
         rows_rejected: plan.train.rejections().count + state.loader.records_rejected,
-        tokens_per_second: (state.step > 0).then(|| state.input_tokens as f64 / state.train_seconds),
+        tokens_per_second: (state.step > 0).then(|| state.input_tokens as f64 / state.times.train_seconds),
         peak_rss_bytes: crate::units::peak_rss_bytes(),
         peak_gpu_bytes: gpu_peak(&plan.devices.student.device),
-        elapsed_seconds: state.elapsed_seconds,
+        elapsed_seconds: state.times.elapsed_seconds,
         rollouts: written(state),
         initial_eval: state.initial_eval.clone(),
         final_eval: state.last_eval.clone(),
@@ -463,8 +470,8 @@ fn written(state: &TrainState) -> Option<Written> {
     Some(Written {
         rows: rollout.rows,
         tokens: rollout.tokens,
-        tokens_per_second: rollout.tokens as f64 / state.rollout_seconds.max(1e-9),
-        share: state.rollout_seconds / state.train_seconds.max(1e-9),
+        tokens_per_second: rollout.tokens as f64 / state.times.rollout_seconds.max(1e-9),
+        share: state.times.rollout_seconds / state.times.train_seconds.max(1e-9),
     })
 }
 
@@ -480,12 +487,12 @@ fn closing(plan: &Plan, state: &TrainState, initial: Option<&EvalReport>, last: 
     let share = teacher.map_or(String::new(), |t| {
         format!(", {:.0} % of the teacher's {}", 100.0 * student as f64 / t as f64, Rounded(t as u64))
     });
-    let speed = state.input_tokens as f64 / state.train_seconds.max(1e-9);
+    let speed = state.input_tokens as f64 / state.times.train_seconds.max(1e-9);
     text += &format!("student  {} ({} parameters{share})\n", student_folder(plan).display(), Rounded(student as u64));
     text += &format!(
         "steps    {} in {}, {} tokens/s while training\n",
         Count(state.step),
-        Span::from_seconds(state.elapsed_seconds),
+        Span::from_seconds(state.times.elapsed_seconds),
         Count(speed as u64)
     );
     if let Some(Written { rows, tokens, tokens_per_second, share }) = written(state) {

@@ -3,6 +3,7 @@
 //! together is for the plan.
 
 pub mod cached;
+mod disk;
 mod hidden;
 mod loss;
 mod memory;

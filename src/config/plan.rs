@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cached::{Lookup, cache_fits, fits_vocabulary};
+use super::disk::Disk;
 use super::hidden::hidden_can_be_compared;
 use super::memory::{Memory, estimate, places};
 use super::objective::{can_be_computed, has_kernels, has_positions, has_room_to_answer};
@@ -346,6 +347,11 @@ impl Plan {
         };
         plan.look_for_trouble();
         Ok(plan)
+    }
+
+    /// What the run's folder grows to.
+    pub fn disk(&self) -> Disk {
+        Disk::of(&self.config, self.student.parameters(), self.memory.checkpoint, self.total_steps)
     }
 
     /// Seeded order of the training rows.

@@ -34,9 +34,15 @@ pub fn run_config(r: &mut Reader<'_>, output: OutputFrom<'_>) -> Option<RunConfi
     };
     let checkpoint = CheckpointConfig {
         every_steps: r.integer("checkpoint.every_steps", 1).unwrap_or(100),
-        keep_last: r.size("checkpoint.keep_last", 1).unwrap_or(2),
+        // One alone would leave nothing to go back to when it turns out damaged.
+        keep_last: r.size("checkpoint.keep_last", 2).unwrap_or(2),
+        keep_every: r.integer("checkpoint.keep_every", 1),
         keep_best: r.flag("checkpoint.keep_best", true),
     };
+    if checkpoint.keep_every.is_some_and(|every| !every.is_multiple_of(checkpoint.every_steps)) {
+        let steps = checkpoint.every_steps;
+        r.outside("checkpoint.keep_every", format!("multiples of checkpoint.every_steps = {steps}"));
+    }
     if eval.exact_match && data.as_ref().is_some_and(|data| data.loss_on == LossOn::All) {
         r.refuse("eval.exact_match", "needs data.loss_on = \"completion\": a prompt is no answer");
     }

@@ -84,7 +84,7 @@ pub const SECTIONS: &[Section] = &[
         later: &[],
     },
     Section { name: "eval", keys: &["every_steps", "max_rows", "exact_match"], later: &[] },
-    Section { name: "checkpoint", keys: &["every_steps", "keep_last", "keep_best"], later: &[] },
+    Section { name: "checkpoint", keys: &["every_steps", "keep_last", "keep_every", "keep_best"], later: &[] },
     Section { name: "output", keys: &["dir", "dtype"], later: &[] },
 ];
 

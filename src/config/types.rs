@@ -584,6 +584,8 @@ pub struct EvalConfig {
 pub struct CheckpointConfig {
     pub every_steps: u64,
     pub keep_last: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_every: Option<u64>,
     pub keep_best: bool,
 }
 

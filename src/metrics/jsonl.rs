@@ -26,8 +26,8 @@ impl Jsonl {
     }
 
     /// Goes on with the file of a run resumed from the checkpoint of `step`: see [`resume_at`]. An absent one is started.
-    pub fn resume(path: &Path, step: u64) -> Result<Self> {
-        resume_at(path, step)?;
+    pub fn resume(path: &Path, step: u64, evaluated: bool) -> Result<Self> {
+        resume_at(path, step, evaluated)?;
         Self::open(File::options().append(true).create(true), path)
     }
 
@@ -62,9 +62,10 @@ impl Sink for Jsonl {
 }
 
 /// Cuts the metrics of a run back to `step`, which it is resumed from: keeps the bytes of the events with a step up to
-/// it, drops later ones, a torn last line and whatever else is no event. The file is replaced durably and at once; an
-/// absent one stays absent.
-pub fn resume_at(path: &Path, step: u64) -> Result<()> {
+/// it, drops later ones, a torn last line and whatever else is no event. Unless the step was `evaluated` when it was saved, its
+/// evaluation is dropped too: the resumed run makes it again. The file is replaced durably and at once; an absent one stays
+/// absent.
+pub fn resume_at(path: &Path, step: u64, evaluated: bool) -> Result<()> {
     let source = match File::open(path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
         opened => opened.map_err(|cause| Error::run(format!("cannot read {}: {cause}", path.display())))?,
@@ -75,7 +76,8 @@ pub fn resume_at(path: &Path, step: u64) -> Result<()> {
         let (mut source, mut target) = (BufReader::new(source), BufWriter::new(File::create(&temporary)?));
         let mut line = vec![];
         while source.read_until(b'\n', &mut line)? > 0 {
-            if line.ends_with(b"\n") && step_of(&line).is_some_and(|found| found <= step) {
+            let stays = |head: Head| head.step < step || (head.step == step && (evaluated || head.event != "eval"));
+            if line.ends_with(b"\n") && head_of(&line).is_some_and(stays) {
                 target.write_all(&line)?;
             }
             line.clear();
@@ -95,15 +97,15 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// The step of a line, if it is an event; of any kind, so that a newer version's events survive.
-fn step_of(line: &[u8]) -> Option<u64> {
-    #[derive(Deserialize)]
-    struct Line {
-        #[serde(rename = "event")]
-        _event: String,
-        step: u64,
-    }
-    serde_json::from_slice::<Line>(line).ok().map(|line| line.step)
+#[derive(Deserialize)]
+struct Head {
+    event: String,
+    step: u64,
+}
+
+/// What a line is about, if it is an event; of any kind, so that a newer version's events survive.
+fn head_of(line: &[u8]) -> Option<Head> {
+    serde_json::from_slice(line).ok()
 }
 
 #[cfg(test)]
@@ -137,7 +139,7 @@ mod tests {
         let dropped = "{\"event\":\"train\",\"step\":3}\nnot json\n{\"event\":\"train\"}\n\n{\"step\":1}\n[1]\n";
         let torn = "{\"event\":\"warning\",\"step\":2,\"mess";
         fs::write(&path, [kept.as_bytes(), dropped.as_bytes(), b"\xFF\xFE\n", torn.as_bytes()].concat()).unwrap();
-        let mut sink = Jsonl::resume(&path, 2).unwrap();
+        let mut sink = Jsonl::resume(&path, 2, true).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), kept);
         sink.record(&warning(3)).unwrap();
         let text = fs::read_to_string(&path).unwrap();
@@ -146,11 +148,24 @@ mod tests {
     }
 
     #[test]
+    fn the_evaluation_that_a_checkpoint_was_saved_before_is_dropped_for_it_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let [before, own] = [1, 2].map(|step| format!("{{\"event\":\"eval\",\"step\":{step}}}\n"));
+        let trained = "{\"event\":\"train\",\"step\":2}\n";
+        fs::write(&path, [&before, trained, &own].concat()).unwrap();
+        resume_at(&path, 2, true).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), [&before, trained, &own].concat());
+        resume_at(&path, 2, false).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), [&before, trained].concat());
+    }
+
+    #[test]
     fn a_torn_line_that_is_whole_json_is_dropped_too() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
         fs::write(&path, "{\"event\":\"train\",\"step\":1}\n{\"event\":\"train\",\"step\":2}").unwrap();
-        resume_at(&path, 2).unwrap();
+        resume_at(&path, 2, true).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"event\":\"train\",\"step\":1}\n");
     }
 
@@ -158,9 +173,9 @@ mod tests {
     fn an_absent_file_is_started() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        resume_at(&path, 5).unwrap();
+        resume_at(&path, 5, true).unwrap();
         assert!(!path.exists());
-        Jsonl::resume(&path, 5).unwrap().record(&warning(6)).unwrap();
+        Jsonl::resume(&path, 5, true).unwrap().record(&warning(6)).unwrap();
         assert!(path.exists());
     }
 }

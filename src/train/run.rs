@@ -8,7 +8,7 @@ use super::rollout::{Mixed, Rollouts};
 use super::schedule::Schedule;
 use super::state::{Best, TrainState};
 use super::step::{StepReport, Stepper};
-use crate::checkpoint::{Store, layout};
+use crate::checkpoint::{Retention, Store, layout};
 use crate::corpus::ReadAhead;
 use crate::error::Result;
 use crate::metrics::{self, Event, Rollout, Sink};
@@ -23,7 +23,7 @@ pub struct Pace {
     pub stop_after: Option<u64>,
     pub eval_every: u64,
     pub checkpoint_every: u64,
-    pub keep_last: usize,
+    pub keep: Retention,
     pub keep_best: bool,
 }
 
@@ -70,7 +70,7 @@ pub struct Run<'a> {
 enum Stepped {
     Done,
     DataEnded,
-    /// While the student was writing: nothing has changed.
+    /// Between micro-batches, or while the student was writing: nothing has changed.
     Interrupted,
 }
 
@@ -86,12 +86,17 @@ impl Run<'_> {
     /// Trains to the end or to an interruption. The state and what follows from it are a function of config, data,
     /// models and thread count alone.
     ///
-    /// A step that fails leaves a checkpoint of the step before it, whose weights these still are.
+    /// A step that fails leaves a checkpoint of the step before it, whose weights these still are. A run begins with a checkpoint
+    /// of step 0: a disk that takes none is known before any time went into training, and no kill finds a run without one.
     pub fn go(&mut self) -> Result<Ending> {
         let mut clock = Instant::now();
+        if self.saved.is_none() && self.state.step == 0 {
+            self.save(false)?;
+        }
         loop {
             let step = self.state.step;
-            let time_up = self.pace.max_time.is_some_and(|limit| self.state.elapsed_seconds >= limit.as_secs_f64());
+            let time_up =
+                self.pace.max_time.is_some_and(|limit| self.state.times.elapsed_seconds >= limit.as_secs_f64());
             let last = step >= self.pace.total_steps || time_up;
             let evaluation = match self.stopping() && !last {
                 true => Evaluation::NotDue,
@@ -131,7 +136,7 @@ impl Run<'_> {
     /// Adds the time since the last tick to the run's.
     fn tick(&mut self, clock: &mut Instant) {
         let now = Instant::now();
-        self.state.elapsed_seconds += (now - std::mem::replace(clock, now)).as_secs_f64();
+        self.state.times.elapsed_seconds += (now - std::mem::replace(clock, now)).as_secs_f64();
     }
 
     fn stopping(&self) -> bool {
@@ -173,7 +178,7 @@ impl Run<'_> {
         if best && self.pace.keep_best {
             self.store.point_best_at(Some(step))?;
         }
-        if let Some(damage) = self.store.retain(self.pace.keep_last)?.damage {
+        if let Some(damage) = self.store.retain(self.pace.keep)?.damage {
             self.warn("checkpoint_unreadable", format!("no old checkpoint was deleted: {damage}"))?;
         }
         // A checkpoint that only gained its evaluation is on record already.
@@ -206,17 +211,20 @@ impl Run<'_> {
             }
         };
         let learning_rate = self.schedule.at(self.state.step);
-        let report = self.stepper.step(&micro, self.state.step, learning_rate)?;
+        let stop = || self.interrupted.load(Ordering::Relaxed);
+        let Some(report) = self.stepper.step_unless(&micro, self.state.step, learning_rate, &stop)? else {
+            return Ok(Stepped::Interrupted);
+        };
         let seconds = started.elapsed().as_secs_f64();
         self.state.step += 1;
         // Not before: a step that failed is read again on resume.
         self.state.loader = self.steps.state().clone();
         self.state.target_tokens += report.sums.targets as u64;
         self.state.input_tokens += report.input_tokens as u64;
-        self.state.train_seconds += seconds;
+        self.state.times.train_seconds += seconds;
         let rollout = written.as_mut().and_then(|mixed| mixed.report.take());
         let rollout = rollout.map(|rollout| Rollout { share: rollout.seconds / seconds, ..rollout });
-        self.state.rollout_seconds += rollout.map_or(0.0, |rollout| rollout.seconds);
+        self.state.times.rollout_seconds += rollout.map_or(0.0, |rollout| rollout.seconds);
         let mut sample = None;
         if let (Some(Mixed { state, sample: first, .. }), Some(rollouts)) = (written, &self.rollouts) {
             self.state.rollout = Some(state);
@@ -254,7 +262,7 @@ impl Run<'_> {
             tokens_per_second: report.input_tokens as f64 / seconds,
             teacher_seconds: (apart && self.stepper.objective.uses_teacher()).then_some(teacher.as_secs_f64()),
             student_seconds: if apart { student } else { teacher + student }.as_secs_f64(),
-            elapsed_seconds: self.state.elapsed_seconds + seconds,
+            elapsed_seconds: self.state.times.elapsed_seconds + seconds,
             rollout,
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::optim::{AdamW, Moments};
@@ -22,6 +23,18 @@ pub struct Best {
     pub score: f64,
 }
 
+/// times.json: what a run took so far, its resumed parts together.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Times {
+    /// Training, without loading, evaluation and saving.
+    pub train_seconds: f64,
+    /// Since the run began, with evaluation and saving but without loading.
+    pub elapsed_seconds: f64,
+    /// Of `train_seconds`, what the student's answers took.
+    #[serde(default)]
+    pub rollout_seconds: f64,
+}
+
 /// state.json. Step n's state is the one before step n + 1.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct TrainState {
@@ -31,17 +44,13 @@ pub struct TrainState {
     pub target_tokens: u64,
     /// Tokens through the student so far.
     pub input_tokens: u64,
-    /// Training time, without loading, evaluation and saving.
-    pub train_seconds: f64,
-    /// Time since the run began, resumed parts together, with evaluation and saving but without loading.
-    pub elapsed_seconds: f64,
+    /// In a file of its own: all else is the same in an interrupted run and in an unbroken one.
+    #[serde(skip)]
+    pub times: Times,
     pub loader: LoaderState,
     /// Of a run whose student answers prompts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutState>,
-    /// Of `train_seconds`, what the student's answers took.
-    #[serde(default)]
-    pub rollout_seconds: f64,
     pub best: Option<Best>,
     /// The step whose evaluation is on record: a run stopped before it evaluates first.
     pub evaluated: Option<u64>,
@@ -58,12 +67,11 @@ pub struct TrainState {
 }
 
 impl TrainState {
-    /// Writes state.json, optimizer.safetensors and, where there are any, the projections of hidden states into a
+    /// Writes state.json, times.json, optimizer.safetensors and, where there are any, the projections of hidden states into a
     /// checkpoint's folder.
     pub fn write(&self, dir: &Path, optimizer: &AdamW, hidden: Option<&HiddenMatch>) -> Result<()> {
-        let path = dir.join(layout::STATE);
-        let text = serde_json::to_vec_pretty(self).map_err(|e| Error::run(format!("state.json: {e}")))?;
-        std::fs::write(&path, text).map_err(|e| Error::unwritable(&path, e))?;
+        write_json(&dir.join(layout::STATE), self)?;
+        write_json(&dir.join(layout::TIMES), &self.times)?;
         let projections: Vec<_> = hidden.iter().flat_map(|hidden| hidden.projections()).collect();
         if !projections.is_empty() {
             let specs: Vec<_> = projections.iter().map(|p| Ok((p.spec(), p.tensor()?))).collect::<Result<_>>()?;
@@ -118,9 +126,10 @@ impl TrainState {
 
     /// Reads state.json of a verified checkpoint.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
-        let path = checkpoint.file(layout::STATE);
-        let text = std::fs::read(&path).map_err(|e| Error::run(format!("cannot read {}: {e}", path.display())))?;
-        serde_json::from_slice(&text).map_err(|e| Error::run(format!("{} cannot be read: {e}", path.display())))
+        let state: Self = read_json(&checkpoint.file(layout::STATE))?;
+        // Older checkpoints have the times in state.json itself.
+        let times = if checkpoint.has(layout::TIMES) { layout::TIMES } else { layout::STATE };
+        Ok(Self { times: read_json(&checkpoint.file(times))?, ..state })
     }
 
     /// Gives the projections of hidden states the values of a verified checkpoint.
@@ -160,4 +169,14 @@ impl TrainState {
         }
         Ok(moments)
     }
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_vec_pretty(value).map_err(|e| Error::run(format!("{}: {e}", path.display())))?;
+    std::fs::write(path, text).map_err(|e| Error::unwritable(path, e))
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read(path).map_err(|e| Error::run(format!("cannot read {}: {e}", path.display())))?;
+    serde_json::from_slice(&text).map_err(|e| Error::run(format!("{} cannot be read: {e}", path.display())))
 }

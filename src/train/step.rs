@@ -67,6 +67,11 @@ pub struct Stepper<'a> {
 impl Stepper<'_> {
     /// Sums the gradients of all micro-batches into the parameters' slots, divided by the step's targets.
     pub fn accumulate(&mut self, micro: &[Batch]) -> Result<StepReport> {
+        self.accumulate_unless(micro, &|| false)?.ok_or_else(never)
+    }
+
+    /// `stop` is asked before each micro-batch; None once it says so.
+    fn accumulate_unless(&mut self, micro: &[Batch], stop: &dyn Fn() -> bool) -> Result<Option<StepReport>> {
         let valid = Counts::of(micro);
         let mut needs = self.objective.needs();
         let layers = self.hidden.as_ref().map_or(vec![], HiddenMatch::layers_of_student);
@@ -78,6 +83,9 @@ impl Stepper<'_> {
         let learned = self.learned();
         learned.clear_gradients()?;
         for batch in micro.iter().filter(|b| b.valid_tokens() > 0) {
+            if stop() {
+                return Ok(None);
+            }
             let teacher = self.teacher.filter(|_| self.objective.uses_teacher());
             let signal = clock.time(&mut phases.teacher, || teacher.map(|t| t.signal(batch, &needs)).transpose())?;
             let trace =
@@ -103,28 +111,39 @@ impl Stepper<'_> {
         let grad_norm = clock.time(&mut phases.optimizer, || clip::global_norm(&learned))?;
         let hidden = self.hidden.as_ref().map(|_| hidden / valid.targets.max(1) as f64);
         let matched = self.hidden.as_ref().zip(hidden).map_or(0.0, |(matched, mean)| matched.weight * mean);
-        Ok(StepReport {
+        Ok(Some(StepReport {
             loss: self.objective.loss(&sums) + matched,
             hidden,
             sums,
             grad_norm,
             input_tokens: micro.iter().map(|b| b.tokens.len()).sum(),
             phases,
-        })
+        }))
     }
 
     /// One optimizer step at 0-based `step`. Weights are not touched when loss or gradients are not finite: the error
     /// names the step.
     pub fn step(&mut self, micro: &[Batch], step: u64, learning_rate: f64) -> Result<StepReport> {
+        self.step_unless(micro, step, learning_rate, &|| false)?.ok_or_else(never)
+    }
+
+    /// The same, unless `stop`, asked before each micro-batch, says so: None, no weight was touched, and the step is still to do.
+    pub fn step_unless(
+        &mut self,
+        micro: &[Batch],
+        step: u64,
+        learning_rate: f64,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<StepReport>> {
         self.objective.move_to(step);
-        let mut report = self.accumulate(micro)?;
+        let Some(mut report) = self.accumulate_unless(micro, stop)? else { return Ok(None) };
         self.ensure_finite(&report, micro, step)?;
         let scale = clip::scale(report.grad_norm, self.max_grad_norm);
         let clock = self.clock();
         let learned = self.learned();
         let optimizer = &mut self.optimizer;
         clock.time(&mut report.phases.optimizer, || optimizer.step(&learned, step, learning_rate, scale))?;
-        Ok(report)
+        Ok(Some(report))
     }
 
     /// What learns: the student, and the projections of its hidden states.
@@ -155,6 +174,10 @@ impl Stepper<'_> {
             report.grad_norm
         )))
     }
+}
+
+fn never() -> Error {
+    Error::run("a step that nobody stopped was stopped")
 }
 
 /// Wall time of phases.

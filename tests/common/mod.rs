@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test file uses its own part
 
 pub mod golden_step;
+pub mod runs;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -170,12 +171,26 @@ impl Bench {
     }
 }
 
-/// Every file of a folder but those that hold times, by name.
-pub fn files(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+pub type Files = std::collections::BTreeMap<String, Vec<u8>>;
+
+/// Every file of a folder by name, but times.json and the manifest that has its digest. The number of threads, which
+/// may change where it changes no bit, is left out of state.json.
+pub fn files(folder: &Path) -> Files {
     std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap())
         .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
-        .filter(|(name, _)| name != "state.json" && name != "manifest.json")
+        .filter(|(name, _)| name != "times.json" && name != "manifest.json")
+        .map(|(name, content)| match name == "state.json" {
+            true => (name, without_threads(&content)),
+            false => (name, content),
+        })
         .collect()
+}
+
+fn without_threads(state: &[u8]) -> Vec<u8> {
+    let text = std::str::from_utf8(state).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("  \"threads\"")).collect();
+    assert_eq!(lines.len() + 1, text.lines().count(), "{text}");
+    lines.concat().into_bytes()
 }

@@ -15,7 +15,8 @@ use crate::cache::{
 };
 use crate::checkpoint::layout;
 use crate::cli::{CacheArgs, ShardChoice};
-use crate::commands::{Outcome, build, out, responses, show_plan, signals};
+use crate::commands::signals::Watch;
+use crate::commands::{Outcome, build, out, responses, show_plan};
 use crate::config::plan::Plan;
 use crate::config::{self, RolloutConfig, TeacherKind};
 use crate::corpus::{Batch, Row};
@@ -64,10 +65,11 @@ pub fn run(args: &CacheArgs) -> Result<Outcome> {
         )));
     }
     let devices = config.devices(args.device.choice)?;
-    let interrupted = signals::watch("block", &screen)?;
+    let signals = Watch::new("block", &screen)?;
+    signals.quit_at_once(Some("stopped before anything was cached"));
     let plan = Plan::new(config, devices, &screen)?;
     plan.notices.iter().for_each(|notice| screen.line(&notice.line()));
-    let stop = || interrupted.load(Ordering::Relaxed);
+    let stop = || signals.flag().load(Ordering::Relaxed);
     let teacher = build::teacher(&plan, &screen)?;
     let teacher = teacher.as_ref().and_then(build::AnyTeacher::live).ok_or_else(|| Error::run("no live teacher"))?;
     let mut wanted = header(&plan, teacher, &screen)?;
@@ -79,6 +81,7 @@ pub fn run(args: &CacheArgs) -> Result<Outcome> {
         };
         return dry_run(&plan, teacher, wanted, known, &screen);
     }
+    signals.quit_at_once(None);
     let corpus = corpus_digest(&plan);
     let (mut writer, rows) = match fresh {
         true => start(&plan, wanted, corpus, &dir, &screen)?,

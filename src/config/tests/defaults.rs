@@ -120,6 +120,7 @@ exact_match = true
 [checkpoint]
 every_steps = 13
 keep_last = 4
+keep_every = 26
 keep_best = false
 [output]
 dir = "/out"
@@ -264,6 +265,7 @@ fn a_resumed_run_may_change_its_length_output_and_cadences_only() {
         "eval.every_steps=7",
         "checkpoint.every_steps=7",
         "checkpoint.keep_last=9",
+        "checkpoint.keep_every=14",
         "checkpoint.keep_best=false",
     ];
     assert_eq!(resume_differences(&saved, &place.load(&free).unwrap()).unwrap(), []);

@@ -41,7 +41,8 @@ fn every_range_is_checked_with_key_value_and_what_is_allowed() {
         ("eval", "every_steps = 0", "an integer ≥ 1"),
         ("eval", "max_rows = 0", "an integer ≥ 1"),
         ("checkpoint", "every_steps = 0", "an integer ≥ 1"),
-        ("checkpoint", "keep_last = 0", "an integer ≥ 1"),
+        ("checkpoint", "keep_last = 1", "an integer ≥ 2"),
+        ("checkpoint", "keep_every = 150", "multiples of checkpoint.every_steps = 100"),
         ("output", "dtype = \"f16\"", "f32 | bf16"),
     ] {
         let text = problem(&with(section, line), &[]);

@@ -46,7 +46,7 @@ fn limited(bench: &Bench, args: &[&str], bytes: u64) -> Output {
 
 #[test]
 fn a_run_that_does_not_fit_on_the_disk_is_refused_before_it_begins() {
-    let bench = Bench::with_teacher();
+    let bench = Bench { on_cpu: true, ..Bench::with_teacher() };
     bench.distil_config("steps = 2_000_000_000");
     let text = String::from_utf8(bench.read("run.toml")).unwrap();
     let many = "every_steps = 1\nkeep_last = 1_000_000_000";
@@ -62,7 +62,7 @@ fn a_run_that_does_not_fit_on_the_disk_is_refused_before_it_begins() {
 
 #[test]
 fn a_path_that_takes_no_checkpoint_is_found_out_before_the_first_step_and_given_back_empty() {
-    let bench = Bench::with_teacher();
+    let bench = Bench { on_cpu: true, ..Bench::with_teacher() };
     bench.distil_config("steps = 5");
     let output = limited(&bench, &["train", "--config", "run.toml"], 9_000);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -114,7 +114,7 @@ fn a_disk_that_fills_up_keeps_the_last_checkpoint_whole_and_the_run_goes_on_with
         head -c 100k /dev/zero > small/others
         ( while [ ! -e small/run/checkpoints/step-00000009/manifest.json ]; do sleep 0.001; done
           head -c 600k /dev/zero > small/others || true ) &
-        code=0; $DISTILL train --config run.toml --output small/run || code=$?
+        code=0; $DISTILL train --device cpu --config run.toml --output small/run || code=$?
         wait; rm small/others; ls -A small/run small/run/checkpoints; cp -r small/run broken; exit $code";
     let Some(output) = mounting(&bench, script) else { return };
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -126,10 +126,10 @@ fn a_disk_that_fills_up_keeps_the_last_checkpoint_whole_and_the_run_goes_on_with
 
 #[test]
 fn a_disk_that_is_read_only_is_refused_and_named() {
-    let bench = Bench::with_teacher();
+    let bench = Bench { on_cpu: true, ..Bench::with_teacher() };
     bench.distil_config("steps = 5");
     let script = "mkdir fixed && mount -t tmpfs -o size=700k,ro tmpfs fixed
-        $DISTILL train --config run.toml --output fixed/run";
+        $DISTILL train --device cpu --config run.toml --output fixed/run";
     let Some(output) = mounting(&bench, script) else { return };
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("fixed/run") && said(&output).contains("Read-only"), "{}", said(&output));
@@ -137,7 +137,7 @@ fn a_disk_that_is_read_only_is_refused_and_named() {
 
 #[test]
 fn memory_is_flat_over_fifty_saves() {
-    let bench = Bench::with_teacher();
+    let bench = Bench { on_cpu: true, ..Bench::with_teacher() };
     let shape = common::model_config(2, 256).replace("\"intermediate_size\": 48", "\"intermediate_size\": 768");
     bench.write("student.json", shape);
     bench.distil_config("steps = 50");

@@ -35,7 +35,7 @@ fn long_corpus(bench: &Bench) {
 
 #[test]
 fn while_it_loads_a_run_stops_at_once_and_leaves_nothing() {
-    let bench = Bench::with_teacher();
+    let bench = Bench { on_cpu: true, ..Bench::with_teacher() };
     bench.distil_config("steps = 5");
     long_corpus(&bench);
     for number in [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1] {
@@ -50,7 +50,7 @@ fn while_it_loads_a_run_stops_at_once_and_leaves_nothing() {
 
 #[test]
 fn while_it_evaluates_before_the_first_step_a_run_stops_and_its_folder_counts_as_empty() {
-    let bench = Bench::with_teacher();
+    let bench = Bench { on_cpu: true, ..Bench::with_teacher() };
     bench.distil_config("steps = 5");
     // The held-out rows take long, the training rows do not.
     bench.write("held_out.jsonl", (1_000..9_000).map(common::pair).collect::<String>());
@@ -84,7 +84,7 @@ fn while_it_evaluates_in_the_middle_a_run_keeps_the_step_and_resumes_to_the_bit(
 
 #[test]
 fn while_the_teacher_writes_responses_a_run_stops_and_goes_on() {
-    let bench = Bench::with_teacher();
+    let bench = Bench { on_cpu: true, ..Bench::with_teacher() };
     bench.distil_config("steps = 3\n[rollout]\nfrom = \"teacher\"\nmax_new_tokens = 20");
     bench.write("train.jsonl", (0..3_000).map(common::pair).collect::<String>());
     let ready = || std::fs::metadata(bench.path("run/responses.jsonl")).is_ok_and(|file| file.len() > 0);
@@ -99,7 +99,7 @@ fn while_the_teacher_writes_responses_a_run_stops_and_goes_on() {
 
 #[test]
 fn while_a_cache_is_made_the_block_is_finished_and_the_rest_resumed() {
-    let bench = Bench::with_teacher();
+    let bench = Bench { on_cpu: true, ..Bench::with_teacher() };
     bench.distil_config("steps = 3");
     bench.write("train.jsonl", (0..6_000).map(common::pair).collect::<String>());
     let args = ["cache", "--config", "run.toml", "--output", "cache"];
@@ -111,7 +111,7 @@ fn while_a_cache_is_made_the_block_is_finished_and_the_rest_resumed() {
 
 #[test]
 fn other_commands_end_with_130_or_143_and_leave_nothing_half_written() {
-    let bench = Bench::with_teacher();
+    let bench = Bench { on_cpu: true, ..Bench::with_teacher() };
     bench.distil_config("steps = 3");
     long_corpus(&bench);
     let eval = ["eval", "--teacher", "teacher/student", "--student", "teacher/student", "--data", "train.jsonl"];

@@ -10,6 +10,8 @@ use std::process::{Command, Output};
 pub struct Bench {
     pub dir: tempfile::TempDir,
     pub threads: usize,
+    /// Whether all commands run there, whatever GPU there is.
+    pub on_cpu: bool,
 }
 
 /// A tokenizer of 400 tokens with special tokens; see tests/goldens/README.md.
@@ -36,7 +38,7 @@ pub fn pair(i: usize) -> String {
 impl Bench {
     /// A folder with train.jsonl (23 rows), held_out.jsonl (5 rows) and the shapes of a teacher and a student.
     pub fn new() -> Self {
-        let bench = Self { dir: tempfile::tempdir().unwrap(), threads: 2 };
+        let bench = Self { dir: tempfile::tempdir().unwrap(), threads: 2, on_cpu: false };
         bench.write("train.jsonl", (0..23).map(pair).collect::<String>());
         bench.write("held_out.jsonl", (100..105).map(pair).collect::<String>());
         bench.write("teacher.json", model_config(2, 32));
@@ -136,7 +138,10 @@ impl Bench {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_distill"));
-        command.args(args).current_dir(self.dir.path()).env("RAYON_NUM_THREADS", self.threads.to_string());
+        let cpu = ["--device", "cpu"];
+        let takes_device = ["train", "eval", "cache", "init"].iter().any(|name| args.first() == Some(name));
+        command.args(args).args(if self.on_cpu && takes_device { &cpu[..] } else { &[] });
+        command.current_dir(self.dir.path()).env("RAYON_NUM_THREADS", self.threads.to_string());
         command
     }
 

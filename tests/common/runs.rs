@@ -16,9 +16,10 @@ pub enum Kind {
 
 pub const KINDS: [Kind; 5] = [Kind::Local, Kind::Gguf, Kind::Cache, Kind::Rollouts, Kind::Lora];
 
-/// A folder whose run.toml is a run of this kind; `more` is added to `[train]`, `data` to `[data]`.
+/// A folder whose run.toml is a run of this kind; `more` is added to `[train]`, `data` to `[data]`. On the CPU: what is kept and
+/// lost does not depend on the device, and tests/resume.rs runs on any.
 pub fn bench(kind: Kind, threads: usize, more: &str, data: &str) -> Bench {
-    let bench = Bench { threads, ..Bench::with_teacher() };
+    let bench = Bench { threads, on_cpu: true, ..Bench::with_teacher() };
     bench.distil_config(more);
     let edit = |from: &str, to: &str| {
         let text = String::from_utf8(bench.read("run.toml")).unwrap();

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use self::fields::Fields;
 use super::rope::Rotation;
 use crate::error::{Error, Result};
+use crate::hub;
 
 /// The families the decoder can be, by `model_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +142,7 @@ impl ModelConfig {
     pub fn read(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
         let text = std::fs::read_to_string(&file).map_err(|e| Error::unreadable(&file, e))?;
+        hub::not_a_pointer(&file, text.as_bytes())?;
         Self::from_json(&text).map_err(|e| e.context(file.display()))
     }
 

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::hash::{DefaultHasher, Hasher};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -216,8 +216,8 @@ impl CorpusIndex {
         Ok(index)
     }
 
-    fn add_file(&mut self, path: &PathBuf, prompts: bool, watch: &mut impl FnMut(&Place, &Record)) -> Result<()> {
-        let name = Arc::new(path.clone());
+    fn add_file(&mut self, path: &Path, prompts: bool, watch: &mut impl FnMut(&Place, &Record)) -> Result<()> {
+        let name = Arc::new(path.to_owned());
         let mut lines = Lines::open(path)?;
         let mut fresh = true;
         while let Some((line, bytes)) = lines.next()? {

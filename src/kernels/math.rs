@@ -2,8 +2,6 @@
 //!
 //! Plain loops over fixed lanes without bounds checks, which compilers turn into vector code inside [`vectorize`].
 
-use rayon::prelude::*;
-
 pub use super::simd::vectorize;
 
 const LANES: usize = 32;
@@ -147,17 +145,6 @@ fn lanes_at(row: &[f32], at: usize) -> &[f32; LANES] {
     }
 }
 
-/// The first element that is NaN or infinite, looked for on all threads.
-pub fn first_not_finite(x: &[f32]) -> Option<usize> {
-    const CHUNK: usize = 1 << 16;
-    // All bits of the exponent.
-    let broken = |x: &f32| x.to_bits() & 0x7f80_0000 == 0x7f80_0000;
-    // Without a way out in the middle, so that it is vector code.
-    let any = |chunk: &[f32]| vectorize(|| chunk.iter().fold(false, |any, x| any | broken(x)));
-    let chunk = x.par_chunks(CHUNK).position_first(any)?;
-    x[chunk * CHUNK..].iter().position(broken).map(|i| chunk * CHUNK + i)
-}
-
 /// The largest element; −∞ for an empty row. NaN elements are passed over.
 #[inline(always)]
 pub fn max(row: &[f32]) -> f32 {
@@ -199,16 +186,6 @@ pub fn exp_in_place(row: &mut [f32], scale: f32) -> (f32, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_first_element_that_is_not_finite_is_found() {
-        let mut x = vec![f32::MAX; 200_000];
-        assert_eq!((first_not_finite(&x), first_not_finite(&[])), (None, None));
-        for at in [199_999, 65_537, 65_536, 65_535, 31, 0] {
-            x[at] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][at % 3];
-            assert_eq!(first_not_finite(&x), Some(at));
-        }
-    }
 
     #[test]
     fn ln_1p_is_accurate_from_minus_one_to_large_values() {

@@ -12,7 +12,6 @@ use super::stored::Stored;
 use super::whole::whole;
 use crate::error::{Error, Result};
 use crate::hub;
-use crate::kernels::math::first_not_finite;
 use crate::kernels::{Precision, Weight, with_f32};
 
 /// Tensors by name.
@@ -104,7 +103,7 @@ fn load_each<T: Send>(
     let read = stored.par_iter().filter(|stored| stored.parts.iter().any(|part| wanted(&part.name))).map(|stored| {
         let Found { file, name, .. } = &found[&stored.name];
         let tensor = files[*file].load(name, &Device::Cpu)?.to_dtype(DType::F32)?;
-        if let Some(at) = with_f32(&tensor, first_not_finite)? {
+        if let Some(at) = with_f32(&tensor, |x| x.iter().position(|x| !x.is_finite()))? {
             let (file, at) = (paths[*file].display(), index(at, tensor.dims()));
             return Err(Error::input(format!("{file}: tensor {name} holds NaN or infinity at {at}")));
         }

@@ -86,6 +86,43 @@ fn fields_that_are_not_asked_for_are_ignored() {
     assert_eq!(chat.content_hash(), pair("a", "b").unwrap().content_hash());
 }
 
+#[test]
+fn damage_anywhere_in_a_row_is_a_fault_or_harmless_but_never_a_panic() {
+    let rows = [
+        r#"{"messages": [{"role": "user", "content": "ä\u00e4\n"}, {"role": "assistant", "content": "b"}], "x": [1, -2.5e3]}"#,
+        r#"{"prompt": "a\ud83d\ude00", "completion": "b", "unfinished": true, "meta": {"y": null}}"#,
+    ];
+    let mut x = 1u32;
+    let mut random = move || {
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        x as usize
+    };
+    let mut faults = 0;
+    for n in 0..20_000 {
+        let mut line = rows[n % 2].as_bytes().to_vec();
+        for _ in 0..1 + random() % 3 {
+            let at = random() % line.len();
+            match random() % 4 {
+                0 => line.truncate(at + 1),
+                1 => line.insert(at, b"{}[]\",:\\u0"[random() % 10]),
+                2 => line[at] = random() as u8,
+                _ => line[at] = b"{}[]\",:\\u0"[random() % 10],
+            }
+        }
+        if let Err(Fault { column, reason }) = Record::parse(&line) {
+            assert!(
+                !reason.is_empty() && column.is_none_or(|column| (1..=line.len() + 1).contains(&column)),
+                "{reason}"
+            );
+            assert!(!reason.contains(char::is_control), "{reason:?}");
+            faults += 1;
+        }
+    }
+    assert!(faults > 10_000, "{faults}");
+}
+
 fn refusal(paths: &[PathBuf]) -> String {
     let error = CorpusIndex::open(paths, OnBadRecord::Fail).unwrap_err();
     assert_eq!(error.class(), crate::error::Class::Input);
@@ -181,7 +218,9 @@ fn records_that_cannot_be_encoded_count_as_bad_rows_too() {
     let path = file(dir.path(), "a.jsonl", rows);
     let strict = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{{ m.content }}{% endfor %}</s>";
     let encoder = Arc::new(Setup::with(strict).encoder());
-    let open = |most| Arc::new(CorpusIndex::open(&[path.clone()], OnBadRecord::Skip { most: Some(most) }).unwrap());
+    let open = |most| {
+        Arc::new(CorpusIndex::open(std::slice::from_ref(&path), OnBadRecord::Skip { most: Some(most) }).unwrap())
+    };
     let scan = |index: &CorpusIndex| scan(index, &encoder, None, |_, _, _| Ok(()), |_| {});
     assert_eq!(scan(&open(3)).unwrap().records_rejected, 2);
     let error = scan(&open(2)).unwrap_err().to_string();

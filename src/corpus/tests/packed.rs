@@ -22,7 +22,9 @@ fn zstd(text: impl AsRef<[u8]>) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-const PACKERS: [(&str, fn(&[u8]) -> Vec<u8>); 2] = [("gzip", |text| gzip(text)), ("zstd", |text| zstd(text))];
+type Packer = fn(&[u8]) -> Vec<u8>;
+
+const PACKERS: [(&str, Packer); 2] = [("gzip", |text| gzip(text)), ("zstd", |text| zstd(text))];
 
 fn open(path: &Path) -> crate::Result<CorpusIndex> {
     CorpusIndex::open(&[path.to_owned()], OnBadRecord::SKIP)
@@ -94,6 +96,44 @@ fn a_stream_that_is_not_whole_is_refused_by_name() {
         assert_eq!(refusal(dir.path(), pack(b"")), "x holds no rows");
         let within = refusal(dir.path(), pack(b"PK\x03\x04..."));
         assert_eq!(within, format!("x holds a zip archive inside of {name}: unpack it to JSONL first"));
+    }
+}
+
+#[test]
+fn damage_anywhere_in_a_stream_is_an_error_or_harmless_but_never_a_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let text: String = (0..300).map(|n| format!("{{\"text\": \"row {}\"}}\n", n * 7919)).collect();
+    let mut x = 1u32;
+    let mut random = move || {
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        x as usize
+    };
+    for (name, pack) in PACKERS {
+        let whole = pack(text.as_bytes());
+        let mut refused = 0;
+        for _ in 0..1000 {
+            let mut damaged = whole.clone();
+            for _ in 0..1 + random() % 3 {
+                let at = random() % damaged.len();
+                match random() % 4 {
+                    0 => damaged.truncate(at + 1),
+                    1 => damaged.insert(at, random() as u8),
+                    _ => damaged[at] = random() as u8,
+                }
+            }
+            let path = file(dir.path(), "x", damaged);
+            match open(&path) {
+                Err(error) => {
+                    assert!(error.to_string().contains("x"), "{error}");
+                    refused += 1;
+                }
+                // A header's name or time.
+                Ok(index) => assert_eq!(index.rejections().count + index.len() as u64, 300),
+            }
+        }
+        assert!(refused > 900, "{name}: only {refused} of 1000 were noticed");
     }
 }
 

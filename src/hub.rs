@@ -32,6 +32,35 @@ pub fn not_a_pointer(path: &Path, content: &[u8]) -> Result<()> {
     )))
 }
 
+/// A file of a model's folder that is read whole: a config, an index, a tokenizer.
+///
+/// # Errors
+/// An input error that names it: it cannot be read, is no file (a device would never end), takes more than 256 MiB, or is a
+/// Git LFS pointer.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    const LARGEST: u64 = 256 << 20;
+    let unreadable = |e| Error::unreadable(path, e);
+    let file = std::fs::metadata(path).map_err(unreadable)?;
+    if !file.is_file() {
+        return Err(Error::input(format!("{} is not a regular file", path.display())));
+    }
+    if file.len() > LARGEST {
+        let (path, size) = (path.display(), file.len());
+        return Err(Error::input(format!("{path} has {size} bytes; of such a file at most {LARGEST} are read")));
+    }
+    let content = std::fs::read(path).map_err(unreadable)?;
+    not_a_pointer(path, &content)?;
+    Ok(content)
+}
+
+/// [`read`] of a text.
+///
+/// # Errors
+/// As there, and for what is no UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read(path)?).map_err(|_| Error::input(format!("{} is not UTF-8", path.display())))
+}
+
 /// The largest download in a model's folder, or in the cache that it is part of, that was not finished; in words, to end a
 /// message about a file that is not there.
 pub fn broken_off(folder: &Path) -> String {
@@ -190,6 +219,21 @@ mod tests {
         let said = not_a_pointer(Path::new("x.gguf"), &pointer[..30]).unwrap_err().to_string();
         assert!(said.ends_with("not the file itself: fetch that: git -C . lfs pull --include x.gguf"), "{said}");
         assert!(not_a_pointer(Path::new("x"), b"version 1").is_ok() && not_a_pointer(Path::new("x"), b"").is_ok());
+    }
+
+    #[test]
+    fn a_file_that_would_never_end_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let refused = || read_text(&path).unwrap_err().to_string().replace(&path.display().to_string(), "X");
+        assert_eq!(refused(), "cannot read X: No such file or directory (os error 2)");
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        assert_eq!(refused(), "X is not a regular file");
+        fs::remove_file(&path).unwrap();
+        fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(refused(), "X has 1099511627776 bytes; of such a file at most 268435456 are read");
+        fs::write(&path, b"\xff").unwrap();
+        assert_eq!(refused(), "X is not UTF-8");
     }
 
     #[test]

@@ -161,6 +161,26 @@ fn weights_that_are_not_finite_are_named_by_tensor_and_place() {
 }
 
 #[test]
+fn a_teacher_whose_logits_overflow_is_named_by_the_row_and_nothing_is_learnt() {
+    let bench = ready();
+    edit(&bench, "eval = \"held_out.jsonl\"\n", "");
+    edit(&bench, "steps = 2", "steps = 2\nbatch_size = 1");
+    edit(&bench, "\nbatch_size = 4\nmicro_batch_size = 3", "");
+    edit(&bench, "max_length = 48", "max_length = 48\nshuffle = false");
+    let file = bench.path("teacher/student/model.safetensors");
+    let mut weights = candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap();
+    let norm = &weights["model.norm.weight"];
+    let huge = candle_core::Tensor::full(3e38f32, norm.dims(), norm.device()).unwrap();
+    weights.insert("model.norm.weight".into(), huge);
+    candle_core::safetensors::save(&weights, &file).unwrap();
+    let output = bench.expect(&TRAIN, 1);
+    let said = String::from_utf8_lossy(&output.stderr);
+    has(&said, &["train.jsonl:1: the teacher's logits for target 0 of the batch are not finite", "dtype may overflow"]);
+    assert_eq!(bench.json("run/summary.json")["steps"], 0);
+    assert!(!bench.path("run/student").exists());
+}
+
+#[test]
 fn unsupported_architectures_are_refused_with_those_supported() {
     let said = refused_after(|b| {
         drop(b.write("student.json", common::model_config(1, 16).replace("\"llama\"", "\"mamba\"")));

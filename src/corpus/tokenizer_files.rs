@@ -26,16 +26,13 @@ pub struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
-    /// Reads what a model folder has of them. Input errors: no tokenizer.json, a file that cannot be read, a Git
-    /// LFS pointer.
+    /// Reads what a model folder has of them. Input errors: no tokenizer.json, and those of [`hub::read`].
     pub fn read(dir: &Path) -> Result<Self> {
         let mut files = vec![];
         for name in OWN.into_iter().chain([MODEL_CONFIG]) {
             let path = dir.join(name);
             if name == TOKENIZER || path.exists() {
-                let content = std::fs::read(&path).map_err(|e| Error::unreadable(&path, e))?;
-                hub::not_a_pointer(&path, &content)?;
-                files.push((name, content.into()));
+                files.push((name, hub::read(&path)?.into()));
             }
         }
         Ok(Self { origin: dir.to_owned(), files })

@@ -141,9 +141,7 @@ impl ModelConfig {
     /// Reads `config.json` of a model folder, or the file itself.
     pub fn read(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
-        let text = std::fs::read_to_string(&file).map_err(|e| Error::unreadable(&file, e))?;
-        hub::not_a_pointer(&file, text.as_bytes())?;
-        Self::from_json(&text).map_err(|e| e.context(file.display()))
+        Self::from_json(&hub::read_text(&file)?).map_err(|e| e.context(file.display()))
     }
 
     /// Reads the text of a config.json.

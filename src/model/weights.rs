@@ -31,8 +31,7 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
         let (folder, unfinished) = (folder.display(), hub::broken_off(folder));
         return Err(Error::input(format!("{folder} holds neither {SINGLE} nor {INDEX}{unfinished}")));
     }
-    let text = std::fs::read_to_string(&index).map_err(|e| Error::unreadable(&index, e))?;
-    hub::not_a_pointer(&index, text.as_bytes())?;
+    let text = hub::read_text(&index)?;
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -279,8 +279,7 @@ fn a_disk_without_room_for_the_text_is_named_with_the_way_out() {
 fn bad_rows_are_passed_over_up_to_a_bound_and_all_listed() {
     let bench = bench();
     let bad = ["nonsense", "{}", "{\"text\": 1}"];
-    let mut file = std::fs::File::create(bench.path("rows.jsonl")).unwrap();
-    write!(file, "{}{}\n", rows(), bad.join("\n")).unwrap();
+    bench.write("rows.jsonl", rows() + &bad.join("\n"));
     edit(&bench, "[loss]", "on_bad_record = \"skip\"\nmax_bad = 2\n[loss]");
     assert_eq!(
         said(&bench),

@@ -21,7 +21,7 @@ fn terminal() -> (File, OwnedFd) {
     let mut size = libc::winsize { ws_row: 50, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: two places for descriptors and a size; on success both are open and nobody else's.
     unsafe {
-        let failed = libc::openpty(&mut master, &mut slave, std::ptr::null_mut(), std::ptr::null_mut(), &mut size);
+        let failed = libc::openpty(&mut master, &mut slave, std::ptr::null_mut(), std::ptr::null_mut(), &raw mut size);
         assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
         (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave))
     }

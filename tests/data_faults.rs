@@ -189,6 +189,10 @@ fn files_that_hold_no_rows_are_refused_by_name() {
     assert_eq!(said(&bench), "data.train: cannot read rows.jsonl: No such file or directory (os error 2)");
     std::fs::create_dir(bench.path("rows.jsonl")).unwrap();
     assert_eq!(said(&bench), "data.train: rows.jsonl is not a regular file");
+    std::fs::remove_dir(bench.path("rows.jsonl")).unwrap();
+    // Nobody writes into it: to wait for that would be for ever.
+    assert!(Command::new("mkfifo").arg(bench.path("rows.jsonl")).status().unwrap().success());
+    assert_eq!(said(&bench), "data.train: rows.jsonl is not a regular file");
 }
 
 #[test]
@@ -240,6 +244,10 @@ fn a_compressed_corpus_trains_to_the_same_bytes_and_a_changed_one_is_no_longer_i
             bench.read("plain/student/model.safetensors")
         );
         assert_eq!(bench.timeless_metrics(name), bench.timeless_metrics("plain"));
+        let model = format!("{name}/student");
+        let eval =
+            ["eval", "--teacher", &model, "--student", &model, "--data", "held_out.jsonl", "--chat-template", "none"];
+        assert!(String::from_utf8(bench.expect(&eval, 0).stdout).unwrap().contains("KL"));
     }
 }
 

@@ -76,11 +76,11 @@ impl<'a> Source<'a> {
     /// Input errors: a file that cannot be read or is none. A run error: no room for what is unpacked.
     pub fn open(path: &'a Path) -> Result<Self> {
         let unreadable = |e| Error::unreadable(path, e);
-        let file = File::open(path).map_err(unreadable)?;
-        // Rows are read by position later on, which a pipe does not offer.
-        if !file.metadata().map_err(unreadable)?.is_file() {
+        // Rows are read by position later on, which a pipe does not offer, and to open one would wait for its writer.
+        if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
             return Err(Error::input(format!("{} is not a regular file", path.display())));
         }
+        let file = File::open(path).map_err(unreadable)?;
         let mut head = [0; 4];
         let n = file.read_at(&mut head, 0).map_err(unreadable)?;
         let tap = Tap { file, hasher: Sha256::new(), bytes: 0 };

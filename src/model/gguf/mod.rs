@@ -69,6 +69,9 @@ pub fn gguf_name(name: &str) -> Option<String> {
 impl Gguf {
     /// Opens a file and checks all of its header, and that its tensors are those of the model it says it is.
     pub fn open(path: &Path) -> Result<Self> {
+        if !std::fs::metadata(path).map_err(|e| Error::unreadable(path, e))?.is_file() {
+            return Err(Error::input(format!("{} is not a regular file", path.display())));
+        }
         let file = File::open(path).map_err(|e| Error::unreadable(path, e))?;
         let size = file.metadata().map_err(|e| Error::unreadable(path, e))?.len();
         let mut head = [0; 256];

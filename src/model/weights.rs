@@ -84,8 +84,14 @@ fn load_each<T: Send>(
     for (i, file) in files.iter().enumerate() {
         for (name, view) in file.tensors() {
             if let Some(stored) = config.stored_name(&name) {
-                let found_there = Found { file: i, name, shape: view.shape().to_vec(), dtype: view.dtype() };
-                found.insert(stored, found_there);
+                let here = Found { file: i, name, shape: view.shape().to_vec(), dtype: view.dtype() };
+                if let Some(other) = found.insert(stored, here).filter(|other| other.file != i) {
+                    let (a, b) = (paths[other.file].display(), paths[i].display());
+                    return Err(Error::input(format!(
+                        "tensor {} stands in {a} and in {b}: which is meant?",
+                        other.name
+                    )));
+                }
             }
         }
     }

@@ -63,6 +63,19 @@ fn a_shard_cannot_lead_out_of_its_folder() {
 }
 
 #[test]
+fn a_tensor_that_two_shards_hold_is_refused() {
+    let dir = copy("llama_sharded");
+    let (first, second) = ("model-00001-of-00002.safetensors", "model-00003.safetensors");
+    std::fs::copy(dir.path().join(first), dir.path().join(second)).unwrap();
+    let index = std::fs::read_to_string(dir.path().join("model.safetensors.index.json")).unwrap();
+    let index =
+        index.replacen(&format!("\"lm_head.weight\": \"{first}\""), &format!("\"lm_head.weight\": \"{second}\""), 1);
+    std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    let said = refusal(dir.path());
+    assert!(said.ends_with(&format!(" stands in DIR/{first} and in DIR/{second}: which is meant?")), "{said}");
+}
+
+#[test]
 fn pointers_and_files_that_broke_off_say_so_with_their_sizes() {
     let pointer = b"version https://git-lfs.example/spec/v1\noid sha256:00\nsize 4711\n";
     let said = "is a Git LFS pointer and not the file itself, of 4711 bytes: fetch that: git -C DIR lfs pull --include";

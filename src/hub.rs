@@ -9,6 +9,74 @@ use crate::error::{Error, Result};
 /// Names with these endings are files, so `data/config.json` is never taken for a model of the organisation `data`.
 const FILE_ENDINGS: [&str; 6] = [".json", ".jsonl", ".jinja", ".gguf", ".safetensors", ".toml"];
 
+/// What a file begins with of which a Git checkout has the pointer alone.
+const POINTER: &[u8] = b"version https://git-lfs";
+
+/// Refuses `content`, the beginning of a file at `path`, if it is a Git LFS pointer.
+///
+/// # Errors
+/// An input error with the command that fetches the file.
+pub fn not_a_pointer(path: &Path, content: &[u8]) -> Result<()> {
+    if !content.starts_with(POINTER) {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(content);
+    let size = text.lines().find_map(|line| line.strip_prefix("size ")?.parse::<u64>().ok());
+    let size = size.map_or(String::new(), |size| format!(", of {size} bytes"));
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    Err(Error::input(format!(
+        "{} is a Git LFS pointer and not the file itself{size}: fetch that: git -C {} lfs pull --include {name}",
+        path.display(),
+        folder.display()
+    )))
+}
+
+/// A file of a model's folder that is read whole: a config, an index, a tokenizer.
+///
+/// # Errors
+/// An input error that names it: it cannot be read, is no file (a device would never end), takes more than 256 MiB, or is a
+/// Git LFS pointer.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    const LARGEST: u64 = 256 << 20;
+    let unreadable = |e| Error::unreadable(path, e);
+    let file = std::fs::metadata(path).map_err(unreadable)?;
+    if !file.is_file() {
+        return Err(Error::input(format!("{} is not a regular file", path.display())));
+    }
+    if file.len() > LARGEST {
+        let (path, size) = (path.display(), file.len());
+        return Err(Error::input(format!("{path} has {size} bytes; of such a file at most {LARGEST} are read")));
+    }
+    let content = std::fs::read(path).map_err(unreadable)?;
+    not_a_pointer(path, &content)?;
+    Ok(content)
+}
+
+/// [`read`] of a text.
+///
+/// # Errors
+/// As there, and for what is no UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read(path)?).map_err(|_| Error::input(format!("{} is not UTF-8", path.display())))
+}
+
+/// The largest download in a model's folder, or in the cache that it is part of, that was not finished; in words, to end a
+/// message about a file that is not there.
+pub fn broken_off(folder: &Path) -> String {
+    let mut places = vec![folder.to_owned(), folder.join(".cache/huggingface/download")];
+    if let Some(snapshots) = folder.parent().filter(|parent| parent.ends_with("snapshots")) {
+        places.push(snapshots.with_file_name("blobs"));
+    }
+    let files = places.iter().filter_map(|place| place.read_dir().ok()).flatten().flatten();
+    let unfinished = files.filter(|file| file.path().extension().is_some_and(|e| e == "incomplete"));
+    let sizes = unfinished.filter_map(|file| Some((file.metadata().ok()?.len(), file.path())));
+    sizes.max().map_or(String::new(), |(size, path)| {
+        let path = path.display();
+        format!(": a download broke off: {path} has {size} bytes: the command that began it goes on with it")
+    })
+}
+
 /// Whether `value` has the form of a hub id: exactly `org/name`.
 pub fn is_id(value: &str) -> bool {
     let part = |p: &str| {
@@ -137,6 +205,53 @@ mod tests {
         for revision in ["../../..", "", "def456"] {
             let dir = cache_with(revision);
             assert!(resolve_in(Some(dir.path()), "org/tiny").is_err(), "{revision:?}");
+        }
+    }
+
+    #[test]
+    fn a_pointer_is_no_file_and_the_command_that_fetches_it_is_named() {
+        let pointer = b"version https://git-lfs.example/spec/v1\noid sha256:4d7a\nsize 269060552\n";
+        assert_eq!(
+            not_a_pointer(Path::new("m/model.safetensors"), pointer).unwrap_err().to_string(),
+            "m/model.safetensors is a Git LFS pointer and not the file itself, of 269060552 bytes: fetch that: git -C m lfs pull \
+             --include model.safetensors"
+        );
+        let said = not_a_pointer(Path::new("x.gguf"), &pointer[..30]).unwrap_err().to_string();
+        assert!(said.ends_with("not the file itself: fetch that: git -C . lfs pull --include x.gguf"), "{said}");
+        assert!(not_a_pointer(Path::new("x"), b"version 1").is_ok() && not_a_pointer(Path::new("x"), b"").is_ok());
+    }
+
+    #[test]
+    fn a_file_that_would_never_end_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let refused = || read_text(&path).unwrap_err().to_string().replace(&path.display().to_string(), "X");
+        assert_eq!(refused(), "cannot read X: No such file or directory (os error 2)");
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        assert_eq!(refused(), "X is not a regular file");
+        fs::remove_file(&path).unwrap();
+        fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(refused(), "X has 1099511627776 bytes; of such a file at most 268435456 are read");
+        fs::write(&path, b"\xff").unwrap();
+        assert_eq!(refused(), "X is not UTF-8");
+    }
+
+    #[test]
+    fn a_download_that_broke_off_is_found_where_it_is_kept() {
+        let dir = cache_with("abc123");
+        let folder = resolve_in(Some(dir.path()), "org/tiny").unwrap();
+        assert_eq!(broken_off(&folder), "");
+        for place in [folder.join("x"), folder.join(".cache/huggingface/download/y"), folder.join("../../blobs/z")] {
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            let file = place.with_extension("incomplete");
+            fs::write(&file, [0; 2048]).unwrap();
+            let said = broken_off(&folder);
+            let name = file.file_name().unwrap().to_str().unwrap();
+            assert!(
+                said.starts_with(": a download broke off: ") && said.contains(&format!("{name} has 2048 bytes")),
+                "{said}"
+            );
+            fs::remove_file(file).unwrap();
         }
     }
 

@@ -6,25 +6,37 @@ use clap::Parser;
 use distill::cli::Cli;
 use distill::commands::{self, Outcome};
 use distill::error::Class;
-use distill::printable::printable;
+use distill::printable::lines;
 
 fn main() -> ExitCode {
     calm_candle_threads();
     keep_freed_memory();
     fail_at_quotas();
-    match commands::run(Cli::parse().command) {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(usage) => return say(&usage),
+    };
+    match commands::run(command) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::GateFailed) => ExitCode::from(3),
         Ok(Outcome::Stopped) => ExitCode::from(75),
         Err(error) => {
-            let lines: Vec<_> = error.to_string().lines().map(|line| printable(line).into_owned()).collect();
-            eprintln!("error: {}", lines.join("\n"));
+            eprintln!("error: {}", lines(error.to_string().trim_end()));
             ExitCode::from(match error.class() {
                 Class::Input => 2,
                 Class::Run => 1,
             })
         }
     }
+}
+
+/// Help in colour, where it is asked for; an argument that is wrong may be a file's name.
+fn say(usage: &clap::Error) -> ExitCode {
+    match usage.use_stderr() {
+        false => drop(usage.print()),
+        true => eprint!("{}", lines(&usage.render().to_string())),
+    }
+    ExitCode::from(usage.exit_code() as u8)
 }
 
 /// Candle's own pool spins between operations and takes the cores from the matrix products.

@@ -112,6 +112,75 @@ fn damaged_weights_are_named() {
 }
 
 #[test]
+fn pointers_instead_of_files_are_told_with_the_command_that_fetches_them() {
+    let pointer = "version https://git-lfs.example/spec/v1\noid sha256:4d7a\nsize 4711\n";
+    for name in ["model.safetensors", "tokenizer.json", "config.json"] {
+        let said = refused_after(|b| drop(b.write(&format!("teacher/student/{name}"), pointer)));
+        has(
+            &said,
+            &["is a Git LFS pointer and not the file itself, of 4711 bytes: fetch that: git -C ", "lfs pull", name],
+        );
+    }
+    let said = refused_after(|b| {
+        b.write("teacher.gguf", pointer);
+        edit(b, "path = \"teacher/student\"", "path = \"teacher.gguf\"\ntokenizer = \"teacher/student\"");
+        edit(b, "kind = \"local\"", "kind = \"gguf\"");
+    });
+    has(&said, &["teacher.gguf is a Git LFS pointer", "lfs pull --include teacher.gguf"]);
+}
+
+#[test]
+fn weights_that_are_not_finite_are_named_by_tensor_and_place() {
+    let spoil = |b: &Bench| {
+        let file = b.path("teacher/student/model.safetensors");
+        let mut weights = candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap();
+        let name = "model.layers.1.mlp.down_proj.weight";
+        let shape = weights[name].dims().to_vec();
+        let mut values: Vec<f32> = weights[name].flatten_all().unwrap().to_vec1().unwrap();
+        values[3 * shape[1] + 2] = f32::NAN;
+        let spoilt = candle_core::Tensor::from_vec(values, shape, &candle_core::Device::Cpu).unwrap();
+        weights.insert(name.into(), spoilt);
+        candle_core::safetensors::save(&weights, &file).unwrap();
+    };
+    const WHAT: &str = "model.safetensors: tensor model.layers.1.mlp.down_proj.weight holds NaN or infinity at [3, 2]";
+    has(&refused_after(spoil), &[WHAT]);
+    // Held in bf16, and as the student.
+    let in_bf16 = |b: &Bench| {
+        spoil(b);
+        edit(b, "path = \"teacher/student\"", "path = \"teacher/student\"\ndtype = \"bf16\"");
+    };
+    has(&refused_after(in_bf16), &[WHAT]);
+    let as_student = |b: &Bench| {
+        spoil(b);
+        let text = String::from_utf8(b.read("run.toml")).unwrap();
+        let (_, rest) = text.split_once("[data]").unwrap();
+        let student = "[student]\nkind = \"local\"\npath = \"teacher/student\"\n[loss]\nkind = \"cross_entropy\"\n";
+        b.write("run.toml", format!("{student}[data]{rest}"));
+    };
+    has(&refused_after(as_student), &[WHAT]);
+}
+
+#[test]
+fn a_teacher_whose_logits_overflow_is_named_by_the_row_and_nothing_is_learnt() {
+    let bench = ready();
+    edit(&bench, "eval = \"held_out.jsonl\"\n", "");
+    edit(&bench, "steps = 2", "steps = 2\nbatch_size = 1");
+    edit(&bench, "\nbatch_size = 4\nmicro_batch_size = 3", "");
+    edit(&bench, "max_length = 48", "max_length = 48\nshuffle = false");
+    let file = bench.path("teacher/student/model.safetensors");
+    let mut weights = candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap();
+    let norm = &weights["model.norm.weight"];
+    let huge = candle_core::Tensor::full(3e38f32, norm.dims(), norm.device()).unwrap();
+    weights.insert("model.norm.weight".into(), huge);
+    candle_core::safetensors::save(&weights, &file).unwrap();
+    let output = bench.expect(&TRAIN, 1);
+    let said = String::from_utf8_lossy(&output.stderr);
+    has(&said, &["train.jsonl:1: the teacher's logits for target 0 of the batch are not finite", "dtype may overflow"]);
+    assert_eq!(bench.json("run/summary.json")["steps"], 0);
+    assert!(!bench.path("run/student").exists());
+}
+
+#[test]
 fn unsupported_architectures_are_refused_with_those_supported() {
     let said = refused_after(|b| {
         drop(b.write("student.json", common::model_config(1, 16).replace("\"llama\"", "\"mamba\"")));

@@ -12,7 +12,7 @@ fn peak() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
-const HOSTILE: [(&str, &str); 36] = [
+const HOSTILE: [(&str, &str); 50] = [
     (
         "nested loops",
         "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}x{% endfor %}{% endfor %}{% endfor %}",
@@ -24,6 +24,35 @@ const HOSTILE: [(&str, &str); 36] = [
         "{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
     ),
     ("repeat", "{{ 'a' * 10**9 }}"),
+    ("repeat of repeats", "{{ ('a' * 9999) * 9999 * 99 }}"),
+    ("repeat in a loop", "{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}"),
+    (
+        "doubling by a product",
+        "{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s * 2 %}{% endfor %}{{ ns.s }}",
+    ),
+    ("power", "{{ 9 ** 9 ** 9 ** 9 }}"),
+    ("recursive loop", "{% for m in [messages] recursive %}{{ loop([m]) }}{% endfor %}"),
+    ("branching recursive loop", "{% for m in [messages, messages] recursive %}{{ loop([m, m]) }}{% endfor %}"),
+    ("mutual macros", "{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}"),
+    (
+        "macro that calls its caller",
+        "{% macro f() %}{% call f() %}{{ caller() }}{% endcall %}{% endmacro %}{% call f() %}x{% endcall %}",
+    ),
+    ("macro as its own filter", "{% macro f(x) %}{{ f(f(x ~ x)) }}{% endmacro %}{{ f('x') }}"),
+    (
+        "four nested loops over a text",
+        "{% set s = 'x' * 999 %}{% for a in s %}{% for b in s %}{% for c in s %}{% for d in s %}{% set x = a ~ b ~ c ~ d %}{% endfor %}{% endfor %}{% endfor %}{% endfor %}",
+    ),
+    ("range of ranges", "{% for a in range(99999) %}{% for b in range(a) %}{% endfor %}{% endfor %}"),
+    (
+        "sort",
+        "{{ range(99999) | list | sort(reverse=true) | unique | map('string') | join | length }}{{ raise_exception('x') }}",
+    ),
+    (
+        "groups of texts",
+        "{% for i in range(9999) %}{{ ('x' * 99999) | upper | replace('X', 'yy') | length }}{% endfor %}",
+    ),
+    ("slices", "{% set s = 'x' * 3000000 %}{% for i in range(99999) %}{% set x = s[1:] %}{% endfor %}"),
     ("repeat 99 MB", "{% set x = 'a' * 99000000 %}"),
     ("repeat list", "{{ ([1] * 10**8) | list | length }}"),
     ("count list", "{{ ([1] * 10**8).count(2) }}"),
@@ -129,10 +158,22 @@ fn hostile_templates_end_in_bounded_time_and_memory() {
         ("deep parentheses", format!("{{{{ {}1{} }}}}", "(".repeat(200_000), ")".repeat(200_000))),
         ("deep blocks", "{% if true %}".repeat(50_000)),
         ("deep lists", format!("{{{{ {}{} }}}}", "[".repeat(200_000), "]".repeat(200_000))),
+        ("6,000 nested ifs", "{% if true %}".repeat(6000) + &"{% endif %}".repeat(6000)),
+        ("6,000 nested loops", "{% for m in messages %}".repeat(6000) + &"{% endfor %}".repeat(6000)),
+        ("6,000 nested elses", "{% if false %}{% else %}".repeat(6000) + &"{% endif %}".repeat(6000)),
+        ("deep subscripts", format!("{{{{ {}0{} }}}}", "messages[".repeat(50_000), "]".repeat(50_000))),
+        ("deep calls", format!("{{{{ {}0{} }}}}", "range(".repeat(50_000), ")".repeat(50_000))),
         ("long", "x".repeat((1 << 20) + 1)),
     ] {
         let start = Instant::now();
         assert!(ChatTemplate::new(&source, SpecialTokens::default()).is_err(), "{name}");
+        assert!(start.elapsed() < Duration::from_secs(1), "{name}: {:?}", start.elapsed());
+    }
+    // Silly, but neither deep nor long: what matters is that they end.
+    for (name, sign) in [("long signs", "-"), ("long nots", "not ")] {
+        let start = Instant::now();
+        let source = format!("{{{{ {}1 }}}}", sign.repeat(200_000));
+        drop(ChatTemplate::new(&source, SpecialTokens::default()).and_then(|t| t.render(&[], false)));
         assert!(start.elapsed() < Duration::from_secs(1), "{name}: {:?}", start.elapsed());
     }
 }

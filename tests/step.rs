@@ -251,8 +251,32 @@ fn a_batch_without_targets_gives_zeros(device) {
     let student = Decoder::load(&folder().join("student"), true, device).unwrap();
     let mut row = steps()[0][0].clone();
     row.targets.fill(false);
-    let report = stepper(&teacher, &student, &e).accumulate(&[Batch::new(&[row])]).unwrap();
+    let report = stepper(&teacher, &student, &e).accumulate(&[Batch::new(std::slice::from_ref(&row))]).unwrap();
     assert_eq!((report.loss, report.grad_norm, report.sums.targets), (0.0, 0.0, 0));
+    // Nor does the optimizer make anything else of it.
+    stepper(&teacher, &student, &e).step(&[Batch::new(&[row])], 0, 0.1).unwrap();
+    assert!(student.parameters().iter().all(|p| values(&p.weight.values().unwrap()).iter().all(|w| w.is_finite())));
+}
+
+fn a_step_that_is_not_finite_names_its_tensor_and_rows_and_touches_no_weight(device) {
+    let teacher = teacher(device);
+    let e: Expected = json("step/expected_student.json");
+    let student = Decoder::load(&folder().join("student"), true, device).unwrap();
+    let bits = || -> Vec<Vec<u32>> {
+        let of = |p: &Parameter| values(&p.weight.values().unwrap()).iter().map(|w| w.to_bits()).collect();
+        student.parameters().iter().map(of).collect()
+    };
+    let mut stepper = stepper(&teacher, &student, &e);
+    stepper.step(&micro(&steps()[0], 4), 0, 1e-3).unwrap();
+    // Within the numbers that are, and beyond them once multiplied.
+    let broken = student.parameters().iter().find(|p| p.name.ends_with("up_proj.weight")).unwrap();
+    let huge = candle_core::Tensor::full(3e38f32, broken.weight.values().unwrap().dims(), device).unwrap();
+    broken.weight.values().unwrap().slice_set(&huge, 0, 0).unwrap();
+    let before = bits();
+    let said = stepper.step(&micro(&steps()[1], 4), 1, 1e-3).unwrap_err().to_string();
+    assert!(said.starts_with("step 2: the loss is ") && said.contains("first in the gradient of "), "{said}");
+    assert!(said.contains("its rows start at ") && said.contains("The weights are those of the step before"), "{said}");
+    assert!(bits() == before);
 }
 }
 

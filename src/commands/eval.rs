@@ -15,8 +15,8 @@ use crate::checkpoint::atomic;
 use crate::cli::EvalArgs;
 use crate::config::cached::{Lookup, cache_of_rows, fits_student};
 use crate::config::plan::{HeldOut, Notice, TeacherFiles, covers, encoder, model_folder, same_tokenizer};
-use crate::config::{self, ChatTemplate, Dtype, LossOn, OnBadRecord, RunConfig, TeacherConfig, TeacherKind};
-use crate::corpus::{Batch, CorpusIndex, Row, TextTokenizer};
+use crate::config::{self, ChatTemplate, Dtype, LossOn, RunConfig, TeacherConfig, TeacherKind};
+use crate::corpus::{Batch, CorpusIndex, OnBadRecord, Row, TextTokenizer};
 use crate::device::{DeviceChoice, Devices};
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, Interval, gap_closed};
@@ -35,7 +35,7 @@ struct Request {
     max_length: usize,
     loss_on: LossOn,
     chat_template: ChatTemplate,
-    on_bad_record: OnBadRecord,
+    bad_rows: OnBadRecord,
     exact_match: bool,
 }
 
@@ -65,7 +65,7 @@ impl Request {
             chat_template: (args.chat_template.clone())
                 .or(data_config.map(|d| d.chat_template.clone()))
                 .unwrap_or(ChatTemplate::Auto),
-            on_bad_record: data_config.map_or(OnBadRecord::Fail, |d| d.on_bad_record),
+            bad_rows: data_config.map_or(OnBadRecord::Fail, |d| d.bad_rows()),
             exact_match: config.as_ref().is_some_and(|c| c.eval.exact_match),
         })
     }
@@ -118,7 +118,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
         cache_of_rows(cache, &encoder, request.loss_on).map_err(|e| e.context(request.teacher.path.display()))?;
         gates_can_be_answered(args, cache.header().codec)?;
     }
-    let index = CorpusIndex::open(std::slice::from_ref(&request.data), request.on_bad_record.into())?;
+    let index = CorpusIndex::open(std::slice::from_ref(&request.data), request.bad_rows)?;
     let held_out =
         HeldOut::take(Arc::new(index), encoder, request.max_rows).map_err(|e| e.context(request.data.display()))?;
     if let Some(notice) = Notice::of_bf16((request.teacher.dtype, Dtype::F32), &devices) {

@@ -64,14 +64,8 @@ impl<'a> Stream<'a> {
     }
 
     fn print(&mut self, text: &str) -> Result<()> {
-        // What a terminal would obey rather than show is left out; the rest is the model's text as it is.
-        let fresh: String = text
-            .get(self.printed..)
-            .unwrap_or_default()
-            .chars()
-            .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
-            .collect();
+        let fresh = text.get(self.printed..).unwrap_or_default();
         self.printed = text.len();
-        out::write(&fresh)
+        out::generated(fresh)
     }
 }

@@ -41,7 +41,7 @@ pub fn run(args: &InitArgs) -> Result<Outcome> {
                  student.layers, or leave [rollout] out here",
             ));
         }
-        let index = CorpusIndex::open(&config.data.train, config.data.on_bad_record.into());
+        let index = CorpusIndex::open(&config.data.train, config.data.bad_rows());
         let index = Arc::new(index.map_err(|e| e.context("data.train"))?);
         let encoder = Arc::new(config.data.encoder(tokenizer.clone()).map_err(|e| e.context("data"))?);
         let cuts = choose::layers(&config, &live, (index, encoder), &screen)?;

@@ -19,7 +19,7 @@ use super::{build, fingerprints};
 use crate::checkpoint::{RunLock, atomic, hash_file, layout};
 use crate::config::plan::Plan;
 use crate::config::{RolloutConfig, RolloutFrom, RunConfig, Word};
-use crate::corpus::{Encoder, Message, OnBadRecord, Place, Record};
+use crate::corpus::{Encoder, Message, OnBadRecord, Place, Record, Rejected};
 use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::metrics::Screen;
@@ -51,9 +51,9 @@ struct Info {
 }
 
 impl Info {
-    fn pass_over(&mut self, place: &Place, reason: &str) {
+    fn pass_over(&mut self, line: Value) {
         if self.passed_over.len() < 1000 {
-            self.passed_over.push(json!({ "file": *place.file, "line": place.line, "reason": reason }));
+            self.passed_over.push(line);
         }
     }
 }
@@ -99,7 +99,7 @@ pub fn write(config: &RunConfig, devices: Devices, screen: &Screen, signals: &Wa
         }
         None => {
             let mut info = Info { made_from, ..Info::default() };
-            plan.train.rejections().first.iter().for_each(|bad| info.pass_over(&bad.place, &bad.reason));
+            plan.train.rejections().first.iter().for_each(|bad| info.pass_over(bad.json()));
             info
         }
         Some(info) => {
@@ -149,7 +149,7 @@ pub fn write(config: &RunConfig, devices: Devices, screen: &Screen, signals: &Wa
             tokens += answer.tokens;
             if answer.line.is_empty() {
                 info.skipped += 1;
-                info.pass_over(&answer.place, answer.reason);
+                info.pass_over(Rejected { place: answer.place.clone(), fault: answer.reason.into() }.json());
             }
             info.unfinished += answer.unfinished as u64;
         }
@@ -223,7 +223,7 @@ fn answer(
         let (record, place) = plan.train.read(n as usize)?;
         let mut reason = "there is nothing to answer";
         let ids = match asked(&record, encoder) {
-            Err(_) if plan.train.policy() == OnBadRecord::Skip => {
+            Err(_) if plan.train.policy() != OnBadRecord::Fail => {
                 reason = "the chat template refuses the prompt";
                 None
             }

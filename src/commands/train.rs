@@ -3,8 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::json;
-
 use super::build::AnyTeacher;
 use super::cache::{self, write_through};
 use super::signals::Watch;
@@ -406,7 +404,7 @@ fn write_rejected(plan: &Plan, while_training: &Rejections, run_dir: &Path) -> R
     let all = [Some(plan.train.rejections()), Some(&plan.scan.rejections), Some(while_training), held_out];
     let mut lines: Vec<String> = responses::passed_over(&plan.config);
     for r in all.into_iter().flatten().flat_map(|rejections| &rejections.first) {
-        let line = json!({ "file": *r.place.file, "line": r.place.line, "reason": r.reason }).to_string();
+        let line = r.json().to_string();
         // The plan's scan and the training meet the same records.
         if !lines.contains(&line) {
             lines.push(line);

@@ -122,6 +122,14 @@ impl DataConfig {
     pub fn encoder(&self, tokenizer: Arc<TextTokenizer>) -> Result<Encoder> {
         encoder(tokenizer, &self.chat_template, self.max_length, self.loss_on)
     }
+
+    /// What bad rows do.
+    pub fn bad_rows(&self) -> crate::corpus::OnBadRecord {
+        match self.on_bad_record {
+            OnBadRecord::Fail => crate::corpus::OnBadRecord::Fail,
+            OnBadRecord::Skip => crate::corpus::OnBadRecord::Skip { most: self.max_bad },
+        }
+    }
 }
 
 /// An encoder from config values.
@@ -141,15 +149,6 @@ pub fn encoder(
         LossOn::All => crate::corpus::LossOn::All,
     };
     Encoder::new(tokenizer, &template, max_length, loss_on)
-}
-
-impl From<OnBadRecord> for crate::corpus::OnBadRecord {
-    fn from(policy: OnBadRecord) -> Self {
-        match policy {
-            OnBadRecord::Fail => Self::Fail,
-            OnBadRecord::Skip => Self::Skip,
-        }
-    }
 }
 
 /// The folder of a model path, or why it is none.
@@ -539,7 +538,7 @@ struct Corpora {
 
 impl Corpora {
     fn open(config: &RunConfig, screen: &Screen, findings: &mut Findings, notices: &mut Vec<Notice>) -> Option<Self> {
-        let policy = config.data.on_bad_record.into();
+        let policy = config.data.bad_rows();
         let eval = config.data.eval.as_ref();
         let eval = eval.map(|path| findings.keep("data.eval", CorpusIndex::open(std::slice::from_ref(path), policy)));
         let eval = eval.flatten().map(Arc::new);

@@ -285,6 +285,10 @@ fn data(r: &mut Reader<'_>) -> Option<DataConfig> {
         Some("none") => Some(ChatTemplate::None),
         Some(_) => r.path("data.chat_template").map(ChatTemplate::File),
     };
+    let on_bad_record = r.choice("data.on_bad_record", OnBadRecord::Fail, OnBadRecord::ALL, &[]);
+    if r.has("data.max_bad") && on_bad_record == OnBadRecord::Fail {
+        r.refuse("data.max_bad", "needs data.on_bad_record = \"skip\": with \"fail\" one bad row is too many");
+    }
     let rest = DataConfig {
         train: vec![],
         eval: r.path("data.eval"),
@@ -293,7 +297,8 @@ fn data(r: &mut Reader<'_>) -> Option<DataConfig> {
         chat_template: chat_template?,
         packing: r.flag("data.packing", false),
         shuffle: r.flag("data.shuffle", true),
-        on_bad_record: r.choice("data.on_bad_record", OnBadRecord::Fail, OnBadRecord::ALL, &[]),
+        on_bad_record,
+        max_bad: r.integer("data.max_bad", 0),
     };
     Some(DataConfig { train: train?, ..rest })
 }

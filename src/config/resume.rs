@@ -22,8 +22,9 @@ impl std::fmt::Display for Difference {
 
 /// The length of the run, where it goes, and how often it looks at itself.
 fn may_differ(key: &str) -> bool {
-    // on_bad_record: the way out of a record that turns out bad in the middle of a run.
-    matches!(key, "train.steps" | "train.epochs" | "train.max_time" | "eval.every_steps" | "data.on_bad_record")
+    matches!(key, "train.steps" | "train.epochs" | "train.max_time" | "eval.every_steps")
+        // The way out of a record that turns out bad in the middle of a run.
+        || matches!(key, "data.on_bad_record" | "data.max_bad")
         // Another machine may have other devices; what that changes is warned of.
         || matches!(key, "teacher.device" | "student.device")
         || key.starts_with("output.")

@@ -37,7 +37,17 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "cache", keys: &["codec", "k", "draws", "values", "write_through"], later: &[] },
     Section {
         name: "data",
-        keys: &["train", "eval", "max_length", "loss_on", "chat_template", "packing", "shuffle", "on_bad_record"],
+        keys: &[
+            "train",
+            "eval",
+            "max_length",
+            "loss_on",
+            "chat_template",
+            "packing",
+            "shuffle",
+            "on_bad_record",
+            "max_bad",
+        ],
         later: &[],
     },
     Section {

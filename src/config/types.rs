@@ -337,6 +337,9 @@ pub struct DataConfig {
     pub packing: bool,
     pub shuffle: bool,
     pub on_bad_record: OnBadRecord,
+    /// Bad rows that "skip" passes over at the most, of data.train and of data.eval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bad: Option<u64>,
 }
 
 /// Answers to the corpus's prompts that a model writes.

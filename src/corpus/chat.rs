@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use super::jsonl::Message;
 use super::sandbox;
 use super::tokenizer_files::{CHAT_TEMPLATE, TOKENIZER_CONFIG, TokenizerFiles};
+use crate::hub;
 use crate::printable::excerpt;
 use crate::{Error, Result};
 
@@ -136,7 +137,7 @@ impl ChatTemplate {
 
     /// The template in `file`.
     pub fn from_file(file: &Path, special: SpecialTokens) -> Result<Self> {
-        let source = std::fs::read_to_string(file).map_err(|e| Error::unreadable(file, e))?;
+        let source = hub::read_text(file)?;
         Self::new(&source, special).map_err(|e| e.context(file.display()))
     }
 

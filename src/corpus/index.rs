@@ -5,24 +5,43 @@
 use std::fs::File;
 use std::hash::{DefaultHasher, Hasher};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::jsonl::{LONGEST_LINE, Record};
+use super::jsonl::{Fault, LONGEST_LINE, Record};
 use super::lines::{Lines, without_line_end};
+use super::source::Finished;
 use crate::{Error, Result};
 
 /// What a row that cannot be used does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnBadRecord {
     /// Ends the command with an input error.
     #[default]
     Fail,
-    /// Is counted and passed over.
-    Skip,
+    /// Is counted and passed over, but for more than `most` in one corpus.
+    Skip { most: Option<u64> },
+}
+
+impl OnBadRecord {
+    /// However many there are.
+    pub const SKIP: Self = Self::Skip { most: None };
+
+    /// An input error that lists the first ten if `count` bad rows are more than may be passed over; `lists` are the rows.
+    pub(super) fn bound(self, count: u64, lists: &[&Rejections]) -> Result<()> {
+        match self {
+            Self::Skip { most: Some(most) } if count > most => {
+                let mut all = Rejections::default();
+                lists.iter().for_each(|list| all.extend(list));
+                let rows = if most == 1 { "1 bad row".into() } else { format!("{most} bad rows") };
+                let message = format!("more than {rows} in the data, which data.max_bad allows");
+                Err(all.listed(message, "mend the data, or raise data.max_bad"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Where a row stands.
@@ -43,8 +62,29 @@ impl std::fmt::Display for Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
     pub place: Place,
-    /// Safe to print.
-    pub reason: String,
+    pub fault: Fault,
+}
+
+impl Rejected {
+    /// As a line of rejected.jsonl.
+    pub fn json(&self) -> serde_json::Value {
+        let mut line = serde_json::json!({ "file": *self.place.file, "line": self.place.line });
+        if let Some(column) = self.fault.column {
+            line["column"] = column.into();
+        }
+        line["reason"] = self.fault.reason.as_str().into();
+        line
+    }
+}
+
+impl std::fmt::Display for Rejected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Fault { column, reason } = &self.fault;
+        match column {
+            Some(column) => write!(f, "{}:{column}: {reason}", self.place),
+            None => write!(f, "{}: {reason}", self.place),
+        }
+    }
 }
 
 /// Bad rows: all of them counted, the first ones kept.
@@ -59,10 +99,10 @@ pub struct Rejections {
 const KEPT: usize = 1000;
 
 impl Rejections {
-    pub(super) fn push(&mut self, place: Place, reason: String) {
+    pub(super) fn push(&mut self, place: Place, fault: impl Into<Fault>) {
         self.count += 1;
         if self.first.len() < KEPT {
-            self.first.push(Rejected { place, reason });
+            self.first.push(Rejected { place, fault: fault.into() });
         }
     }
 
@@ -76,14 +116,18 @@ impl Rejections {
     /// The input error that lists up to ten of them and names the way out.
     pub(super) fn refusal(&self) -> Error {
         let rows = if self.count == 1 { "1 bad row".into() } else { format!("{} bad rows", self.count) };
-        let mut message = format!("{rows} in the data");
+        let way_out = "mend the data, or set on_bad_record = \"skip\" to pass over such rows";
+        self.listed(format!("{rows} in the data"), way_out)
+    }
+
+    fn listed(&self, mut message: String, way_out: &str) -> Error {
         for bad in self.first.iter().take(10) {
-            message += &format!("\n  {}: {}", bad.place, bad.reason);
+            message += &format!("\n  {bad}");
         }
         if self.count > 10 {
             message += &format!("\n  … and {} more", self.count - 10);
         }
-        Error::input(message + "\nmend the data, or set on_bad_record = \"skip\" to pass over such rows")
+        Error::input(format!("{message}\n{way_out}"))
     }
 }
 
@@ -91,9 +135,13 @@ impl Rejections {
 #[derive(Debug)]
 pub struct CorpusFile {
     pub path: Arc<PathBuf>,
+    /// On the disk.
     pub bytes: u64,
+    /// Of the file on the disk, compressed or not.
     pub sha256: [u8; 32],
-    handle: File,
+    /// Of what is in it.
+    text_bytes: u64,
+    text: File,
 }
 
 /// One row: relative to its block, so that four bytes are enough for each field.
@@ -136,8 +184,9 @@ fn check(bytes: &[u8]) -> u32 {
 impl CorpusIndex {
     /// Reads every file once and validates every row.
     ///
-    /// Input errors: a file that is missing or compressed; a bad row under [`OnBadRecord::Fail`] (up to ten are listed as
-    /// `path:line: reason`); no row at all.
+    /// Input errors: a file that is missing, no text, or compressed and not whole; a bad row under [`OnBadRecord::Fail`] (up to ten are listed as
+    /// `path:line:column: reason`, or `path:line: reason` if it is not at one place), or more of them than
+    /// [`OnBadRecord::Skip`] passes over; no row at all.
     pub fn open(paths: &[PathBuf], policy: OnBadRecord) -> Result<Self> {
         Self::open_watching(paths, policy, false, |_, _| {})
     }
@@ -167,29 +216,27 @@ impl CorpusIndex {
         Ok(index)
     }
 
-    fn add_file(&mut self, path: &PathBuf, prompts: bool, watch: &mut impl FnMut(&Place, &Record)) -> Result<()> {
-        let name = Arc::new(path.clone());
-        let handle = File::open(path).map_err(|e| Error::unreadable(path, e))?;
-        // Rows are read by position later on, which a pipe does not offer.
-        if !handle.metadata().map_err(|e| Error::unreadable(path, e))?.is_file() {
-            return Err(Error::input(format!("{} is not a regular file", path.display())));
-        }
+    fn add_file(&mut self, path: &Path, prompts: bool, watch: &mut impl FnMut(&Place, &Record)) -> Result<()> {
+        let name = Arc::new(path.to_owned());
         let mut lines = Lines::open(path)?;
         let mut fresh = true;
         while let Some((line, bytes)) = lines.next()? {
             let record = if line.too_long {
-                Err(format!("a line of more than {} MiB", LONGEST_LINE >> 20))
+                Err(format!("a line of more than {} MiB", LONGEST_LINE >> 20).into())
             } else if bytes.iter().all(u8::is_ascii_whitespace) {
                 continue;
             } else {
                 Record::parse(bytes).and_then(|record| match record.unanswered().filter(|_| !prompts) {
-                    Some(reason) => Err(reason.to_owned()),
+                    Some(reason) => Err(reason.into()),
                     None => Ok(record),
                 })
             };
             let place = Place { file: name.clone(), line: line.number };
             match record {
-                Err(reason) => self.rejections.push(place, reason),
+                Err(fault) => {
+                    self.rejections.push(place, fault);
+                    self.policy.bound(self.rejections.count, &[&self.rejections])?;
+                }
                 Ok(record) => {
                     watch(&place, &record);
                     self.add_row(fresh, line.offset, line.number, check(bytes))?;
@@ -197,8 +244,8 @@ impl CorpusIndex {
                 }
             }
         }
-        let (sha256, bytes) = lines.finish();
-        self.files.push(CorpusFile { path: name, bytes, sha256, handle });
+        let (Finished { sha256, bytes, text }, text_bytes) = lines.finish();
+        self.files.push(CorpusFile { path: name, bytes, sha256, text_bytes, text });
         Ok(())
     }
 
@@ -244,9 +291,9 @@ impl CorpusIndex {
         &self.files
     }
 
-    /// Bytes of all files.
+    /// Bytes of the text of all files.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|f| f.bytes).sum()
+        self.files.iter().map(|f| f.text_bytes).sum()
     }
 
     /// SHA-256 over the digests of all files in order: another corpus, or another order of files, is another digest.
@@ -274,7 +321,7 @@ impl CorpusIndex {
         let (block, entry) = self.find(row);
         let file = &self.files[block.file as usize];
         let place = self.place(row);
-        let bytes = read_line(&file.handle, block.offset + entry.offset as u64)
+        let bytes = read_line(&file.text, block.offset + entry.offset as u64)
             .map_err(|e| Error::run(format!("cannot read {place}: {e}")))?;
         let changed =
             || Error::run(format!("{place} changed while it was in use: start again with the data as it is now"));

@@ -38,20 +38,46 @@ pub enum Record {
     Unfinished(Box<Record>),
 }
 
+/// Why a line, or the record in it, cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Where in its line, in characters from 1, if it stands at one place.
+    pub column: Option<usize>,
+    /// Safe to print.
+    pub reason: String,
+}
+
+impl Fault {
+    /// At the byte `byte` (from 0) of `line`, whose text up to there is UTF-8.
+    fn at(line: &[u8], byte: usize, reason: String) -> Self {
+        let before = &line[..byte.min(line.len())];
+        // All bytes but those that go on with a character.
+        let column = before.iter().filter(|b| **b & 0xc0 != 0x80).count() + 1;
+        Self { column: Some(column), reason }
+    }
+}
+
+impl<S: Into<String>> From<S> for Fault {
+    fn from(reason: S) -> Self {
+        Self { column: None, reason: reason.into() }
+    }
+}
+
 impl Record {
     /// Parses one line without its line end. Where a row has several kinds of fields, `messages` wins over
     /// `prompt` and `response`, and these over `text`; every other field is ignored. A field that is null counts as absent
     /// as long as another kind is there.
     ///
-    /// The error is a reason for a message, safe to print.
-    pub fn parse(line: &[u8]) -> Result<Self, String> {
-        let line = std::str::from_utf8(line).map_err(|e| format!("invalid UTF-8 at byte {}", e.valid_up_to() + 1))?;
-        let top: Top = serde_json::from_str(line).map_err(|e| {
-            let text = e.to_string();
-            let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-            format!("malformed JSON at column {}: {}", e.column(), excerpt(text))
+    /// The error is a reason for a message, with its place in the line where there is one.
+    pub fn parse(line: &[u8]) -> Result<Self, Fault> {
+        let text = std::str::from_utf8(line).map_err(|e| Fault::at(line, e.valid_up_to(), "invalid UTF-8".into()))?;
+        let top: Top = serde_json::from_str(text).map_err(|e| {
+            let what = e.to_string();
+            let what = what.rsplit_once(" at line ").map_or(what.as_str(), |(what, _)| what);
+            // serde_json counts bytes from 1, and names the last one where the line is too short.
+            Fault::at(line, e.column().saturating_sub(1), format!("malformed JSON: {}", excerpt(what)))
         })?;
-        top.into_record()
+        Ok(top.into_record()?)
     }
 
     /// Why a record is no row to learn from: it has nothing but a prompt. None: it has more.

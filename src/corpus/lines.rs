@@ -1,17 +1,15 @@
-//! Lines of one file in bounded memory, with the SHA-256 of every byte that went by.
+//! Lines of one file in bounded memory.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
 use super::jsonl::LONGEST_LINE;
+use super::source::{Finished, Source, named};
 use crate::{Error, Result};
 
 /// One line; its bytes are lent by [`Lines::next`].
 pub(super) struct Line {
-    /// Where its first byte stands in the file.
+    /// Where its first byte stands in the text.
     pub offset: u64,
     /// 1-based.
     pub number: u64,
@@ -21,49 +19,50 @@ pub(super) struct Line {
 
 pub(super) struct Lines<'a> {
     path: &'a Path,
-    reader: BufReader<File>,
-    hasher: Sha256,
+    reader: BufReader<Source<'a>>,
     offset: u64,
     number: u64,
     buffer: Vec<u8>,
 }
 
-/// What a compressed (or columnar) file starts with, its name, and the way out.
+/// What a file that is no text starts with, its name, and the way out.
 const MAGIC: [(&[u8], &str, &str); 6] = [
-    (b"\x1f\x8b", "gzip-compressed", "gzip -dk"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "zstd -dk"),
-    (b"BZh", "bzip2-compressed", "bzip2 -dk"),
-    (b"\xfd7zXZ\0", "xz-compressed", "xz -dk"),
+    (b"\x1f\x8b", "a gzip file", "gzip -dk"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file", "zstd -dk"),
+    (b"BZh", "a bzip2 file", "bzip2 -dk"),
+    (b"\xfd7zXZ\0", "an xz file", "xz -dk"),
     (b"PK\x03\x04", "a zip archive", "unzip"),
     (b"PAR1", "a Parquet file", ""),
 ];
 
+/// Where a tar archive says that it is one.
+const TAR: (usize, &[u8]) = (257, b"ustar");
+
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 impl<'a> Lines<'a> {
-    /// Opens `path`, refuses a compressed file by name, and passes over a byte order mark.
+    /// Opens `path`, refuses by name what is no text (once it is out of gzip or zstd), and passes over a byte order mark.
     pub fn open(path: &'a Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::unreadable(path, e))?;
-        let mut reader = BufReader::with_capacity(1 << 18, file);
-        let head = reader.fill_buf().map_err(|e| Error::unreadable(path, e))?;
-        if let Some((_, what, tool)) = MAGIC.iter().find(|(magic, ..)| head.starts_with(magic)) {
-            let way_out = match *tool {
-                "" => "convert it to JSONL first".into(),
-                tool => format!("decompress it first: {tool} {}", path.display()),
+        let mut reader = BufReader::with_capacity(1 << 18, Source::open(path)?);
+        let head = reader.fill_buf().map_err(|e| named(path, e))?;
+        let is_tar = head.get(TAR.0..).is_some_and(|rest| rest.starts_with(TAR.1));
+        let magic = MAGIC.iter().find(|(magic, ..)| head.starts_with(magic)).map(|(_, what, tool)| (*what, *tool));
+        if let Some((what, tool)) = magic.or(is_tar.then_some(("a tar archive", "tar -xf"))) {
+            let file = path.display();
+            let refused = match (reader.get_ref().packed(), tool) {
+                (Some(packing), _) => format!("{file} holds {what} inside of {packing}: unpack it to JSONL first"),
+                (None, "") => format!("{file} is {what}; JSONL is read: convert it first"),
+                (None, tool) => {
+                    format!(
+                        "{file} is {what}; JSONL is read as it is, in gzip or in zstd: unpack it first: {tool} {file}"
+                    )
+                }
             };
-            return Err(Error::input(format!("{} is {what}; JSONL is read as plain text: {way_out}", path.display())));
+            return Err(Error::input(refused));
         }
-        let mut lines = Self { path, reader, hasher: Sha256::new(), offset: 0, number: 0, buffer: vec![] };
-        if lines.reader.buffer().starts_with(BOM) {
-            lines.pass(BOM.len());
-        }
-        Ok(lines)
-    }
-
-    fn pass(&mut self, n: usize) {
-        self.hasher.update(&self.reader.buffer()[..n]);
-        self.reader.consume(n);
-        self.offset += n as u64;
+        let bom = if head.starts_with(BOM) { BOM.len() } else { 0 };
+        reader.consume(bom);
+        Ok(Self { path, reader, offset: bom as u64, number: 0, buffer: vec![] })
     }
 
     /// The next line without its LF or CRLF; None at the end of the file.
@@ -72,7 +71,7 @@ impl<'a> Lines<'a> {
         let mut too_long = false;
         self.buffer.clear();
         loop {
-            let chunk = self.reader.fill_buf().map_err(|e| Error::unreadable(self.path, e))?;
+            let chunk = self.reader.fill_buf().map_err(|e| named(self.path, e))?;
             if chunk.is_empty() {
                 break;
             }
@@ -86,7 +85,8 @@ impl<'a> Lines<'a> {
             if !too_long {
                 self.buffer.extend_from_slice(&chunk[..n]);
             }
-            self.pass(n);
+            self.reader.consume(n);
+            self.offset += n as u64;
             if end.is_some() {
                 break;
             }
@@ -100,9 +100,9 @@ impl<'a> Lines<'a> {
         Ok(Some((Line { offset, number: self.number, too_long }, bytes)))
     }
 
-    /// SHA-256 and length of the file, once every line was taken.
-    pub fn finish(self) -> ([u8; 32], u64) {
-        (self.hasher.finalize().into(), self.offset)
+    /// What the file was, once every line was taken, and the bytes of its text.
+    pub fn finish(self) -> (Finished, u64) {
+        (self.reader.into_inner().finish(), self.offset)
     }
 }
 

@@ -118,8 +118,8 @@ impl Loader {
     /// `max_length` tokens together; a row that does not fit starts the next one. Fewer at the end of an epoch: a step never
     /// spans two. None after the last epoch.
     ///
-    /// Input errors: a record that cannot be encoded, under on_bad_record = "fail"; a whole epoch without a target. Run
-    /// errors: a file that changed.
+    /// Input errors: a record that cannot be encoded, under on_bad_record = "fail", or more bad ones than may be passed over; a
+    /// whole epoch without a target. Run errors: a file that changed.
     pub fn next_step(&mut self, batch_size: usize, packing: bool) -> Result<Option<Step>> {
         loop {
             if self.order.epochs.is_some_and(|epochs| self.state.epoch >= epochs) {
@@ -215,6 +215,8 @@ impl Loader {
                 if self.state.epoch == 0 {
                     self.state.records_rejected += 1;
                     self.rejections.push(place, reason);
+                    let count = self.index.rejections().count + self.state.records_rejected;
+                    self.index.policy().bound(count, &[self.index.rejections(), &self.rejections])?;
                 }
                 Ok(vec![])
             }

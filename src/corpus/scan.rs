@@ -70,7 +70,8 @@ const CHUNK: usize = 1024;
 /// `watch` is handed every row that has a target, in order, with the number of its record and its own within that;
 /// `progress` is told how many records are done.
 ///
-/// Input errors: records that cannot be encoded, under on_bad_record = "fail" (up to ten are listed); no target at all.
+/// Input errors: records that cannot be encoded, under on_bad_record = "fail" (up to ten are listed), or more bad ones
+/// than may be passed over; no target at all.
 pub fn scan(
     index: &CorpusIndex,
     encoder: &Encoder,
@@ -96,6 +97,8 @@ pub fn scan(
             }
             scan.add(place, encoded)?;
         }
+        let count = index.rejections().count + scan.rejections.count;
+        index.policy().bound(count, &[index.rejections(), &scan.rejections])?;
         progress(end as u64);
     }
     scan.records_read = chosen as u64;

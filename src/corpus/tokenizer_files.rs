@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::hub;
 use crate::{Error, Result};
 
 pub(super) const TOKENIZER: &str = "tokenizer.json";
@@ -25,13 +26,13 @@ pub struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
-    /// Reads what a model folder has of them. Input errors: no tokenizer.json, or a file that cannot be read.
+    /// Reads what a model folder has of them. Input errors: no tokenizer.json, and those of [`hub::read`].
     pub fn read(dir: &Path) -> Result<Self> {
         let mut files = vec![];
         for name in OWN.into_iter().chain([MODEL_CONFIG]) {
             let path = dir.join(name);
             if name == TOKENIZER || path.exists() {
-                files.push((name, std::fs::read(&path).map_err(|e| Error::unreadable(&path, e))?.into()));
+                files.push((name, hub::read(&path)?.into()));
             }
         }
         Ok(Self { origin: dir.to_owned(), files })

@@ -46,6 +46,32 @@ impl Quantised {
         Ok(Self { parts, outer, inner, bytes: bytes.len() })
     }
 
+    /// The first element, or the first of a block, that NaN or infinity is in; of a GGUF tensor's bytes. In blocks only the
+    /// scales can be: numbers of a few bits times a finite f16 are finite.
+    pub fn first_not_finite(bytes: &[u8], dtype: GgmlDType) -> Option<usize> {
+        use GgmlDType::*;
+        // Where in a block the 16 bits stand that hold an exponent, and which of them it is.
+        let (places, exponent): (&[usize], u16) = match dtype {
+            F32 => (&[2], 0x7f80),
+            BF16 => (&[0], 0x7f80),
+            F16 | Q4_0 | Q5_0 | Q8_0 => (&[0], 0x7c00),
+            Q4_1 | Q5_1 | Q8_1 | Q4K | Q5K => (&[0, 2], 0x7c00),
+            Q2K => (&[80, 82], 0x7c00),
+            Q3K => (&[108], 0x7c00),
+            Q6K => (&[208], 0x7c00),
+            Q8K => (&[2], 0x7f80),
+        };
+        let broken = |block: &[u8]| {
+            let bits = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
+            places.iter().any(|&at| bits(at) & exponent == exponent)
+        };
+        const BLOCKS: usize = 1 << 12;
+        let size = dtype.type_size();
+        let chunk = bytes.par_chunks(size * BLOCKS).position_first(|chunk| chunk.chunks_exact(size).any(broken))?;
+        let block = bytes[chunk * size * BLOCKS..].chunks_exact(size).position(broken)?;
+        Some((chunk * BLOCKS + block) * dtype.block_size())
+    }
+
     pub fn outer(&self) -> usize {
         self.outer
     }
@@ -151,6 +177,33 @@ mod tests {
             matmul(x, w.t(), MatMut::new(&mut exact, n, outer), Precision::F32, true);
             assert_eq!(got, exact, "{dtype:?}");
         }
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_found_in_the_blocks_they_are_in() {
+        let mut x = 1u32;
+        let mut random = move || {
+            x ^= x << 13;
+            x ^= x >> 17;
+            x ^= x << 5;
+            x
+        };
+        let mut seen = [0, 0];
+        for dtype in DTYPES {
+            for _ in 0..200 {
+                // Any bytes: a sixteenth of the f32 scales, a thirty-second of the f16 ones, are not finite.
+                let bytes: Vec<u8> = (0..dtype.type_size() * 8).map(|_| random() as u8).collect();
+                let n = dtype.block_size() * 8;
+                let values = Quantised::new(&bytes, dtype, [1, n], |i| i).unwrap().values().unwrap();
+                let want = values.iter().position(|x| !x.is_finite());
+                let found = Quantised::first_not_finite(&bytes, dtype);
+                // A scale of a block shows in its values, but for those that are 0 times it.
+                assert_eq!(found.is_some(), want.is_some(), "{dtype:?}");
+                assert!(found.map(|at| at / dtype.block_size()) == want.map(|at| at / dtype.block_size()), "{dtype:?}");
+                seen[found.is_some() as usize] += 1;
+            }
+        }
+        assert!(seen[0] > 300 && seen[1] > 300, "{seen:?}");
     }
 
     #[test]

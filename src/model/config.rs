@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use self::fields::Fields;
 use super::rope::Rotation;
 use crate::error::{Error, Result};
+use crate::hub;
 
 /// The families the decoder can be, by `model_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,8 +141,7 @@ impl ModelConfig {
     /// Reads `config.json` of a model folder, or the file itself.
     pub fn read(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
-        let text = std::fs::read_to_string(&file).map_err(|e| Error::unreadable(&file, e))?;
-        Self::from_json(&text).map_err(|e| e.context(file.display()))
+        Self::from_json(&hub::read_text(&file)?).map_err(|e| e.context(file.display()))
     }
 
     /// Reads the text of a config.json.

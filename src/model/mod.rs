@@ -16,6 +16,9 @@ mod sample;
 mod stored;
 mod tensors;
 mod weights;
+#[cfg(test)]
+mod weights_tests;
+mod whole;
 
 use std::path::Path;
 

@@ -9,7 +9,9 @@ use rayon::prelude::*;
 
 use super::config::ModelConfig;
 use super::stored::Stored;
+use super::whole::whole;
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::kernels::{Precision, Weight, with_f32};
 
 /// Tensors by name.
@@ -26,9 +28,10 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     let index = folder.join(INDEX);
     if !index.is_file() {
-        return Err(Error::input(format!("{} holds neither {SINGLE} nor {INDEX}", folder.display())));
+        let (folder, unfinished) = (folder.display(), hub::broken_off(folder));
+        return Err(Error::input(format!("{folder} holds neither {SINGLE} nor {INDEX}{unfinished}")));
     }
-    let text = std::fs::read_to_string(&index).map_err(|e| Error::unreadable(&index, e))?;
+    let text = hub::read_text(&index)?;
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
@@ -39,7 +42,8 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     names
         .into_iter()
         .map(|name| match Path::new(&name).file_name() {
-            // A shard's name must not lead out of the folder.
+            // A shard's name must not lead out of the folder. A link may: the hub's cache is made of them, and whoever puts one
+            // there could have put a file.
             Some(file) if file == name.as_str() => Ok(folder.join(&name)),
             _ => Err(Error::input(format!("{}: the shard name {name:?} is not a plain file name", index.display()))),
         })
@@ -73,14 +77,21 @@ fn load_each<T: Send>(
     wanted: impl Fn(&str) -> bool + Sync,
     take: impl Fn(Tensor) -> Result<T> + Sync,
 ) -> Result<BTreeMap<String, T>> {
-    let files = weight_files(folder)?.iter().map(|file| open(file)).collect::<Result<Vec<_>>>()?;
+    let paths = weight_files(folder)?;
+    let files = paths.iter().map(|file| open(file)).collect::<Result<Vec<_>>>()?;
     // By the names of `stored_tensors`: the file, and the name and shape there.
     let mut found: BTreeMap<String, Found> = BTreeMap::new();
     for (i, file) in files.iter().enumerate() {
         for (name, view) in file.tensors() {
             if let Some(stored) = config.stored_name(&name) {
-                let found_there = Found { file: i, name, shape: view.shape().to_vec(), dtype: view.dtype() };
-                found.insert(stored, found_there);
+                let here = Found { file: i, name, shape: view.shape().to_vec(), dtype: view.dtype() };
+                if let Some(other) = found.insert(stored, here).filter(|other| other.file != i) {
+                    let (a, b) = (paths[other.file].display(), paths[i].display());
+                    return Err(Error::input(format!(
+                        "tensor {} stands in {a} and in {b}: which is meant?",
+                        other.name
+                    )));
+                }
             }
         }
     }
@@ -97,8 +108,9 @@ fn load_each<T: Send>(
     let read = stored.par_iter().filter(|stored| stored.parts.iter().any(|part| wanted(&part.name))).map(|stored| {
         let Found { file, name, .. } = &found[&stored.name];
         let tensor = files[*file].load(name, &Device::Cpu)?.to_dtype(DType::F32)?;
-        if with_f32(&tensor, |x| x.iter().any(|x| !x.is_finite()))? {
-            return Err(Error::input(format!("{}: tensor {name} holds NaN or infinity", folder.display())));
+        if let Some(at) = with_f32(&tensor, |x| x.iter().position(|x| !x.is_finite()))? {
+            let (file, at) = (paths[*file].display(), index(at, tensor.dims()));
+            return Err(Error::input(format!("{file}: tensor {name} holds NaN or infinity at {at}")));
         }
         let parts = stored.split(tensor)?.into_iter().filter(|(name, _)| wanted(name));
         parts.map(|(name, tensor)| Ok((name, take(tensor)?))).collect::<Result<Vec<_>>>()
@@ -114,16 +126,25 @@ struct Found {
     dtype: safetensors::Dtype,
 }
 
+/// Where the element `at` of a tensor stands: `[row, column]`.
+pub(super) fn index(mut at: usize, shape: &[usize]) -> String {
+    let mut place: Vec<usize> = shape.iter().rev().map(|&n| (at % n.max(1), at /= n.max(1)).0).collect();
+    place.reverse();
+    format!("{place:?}")
+}
+
 fn open(file: &Path) -> Result<MmapedSafetensors> {
     if !file.is_file() {
-        return Err(Error::input(format!("the weight file {} does not exist", file.display())));
+        let unfinished = file.parent().map_or(String::new(), hub::broken_off);
+        return Err(Error::input(format!("the weight file {} does not exist{unfinished}", file.display())));
     }
+    whole(file)?;
     // SAFETY: the file is mapped read-only; that nobody truncates a model while it is being read is the assumption of
     // every loader that maps files.
     unsafe { MmapedSafetensors::new(file) }.map_err(|e| {
         // Candle names the path too.
         let cause = e.to_string().replace(&format!("path: {file:?} "), "");
-        Error::input(format!("{} is not a whole safetensors file ({cause}): fetch it again", file.display()))
+        Error::input(format!("{} is no valid safetensors file ({cause}): fetch it again", file.display()))
     })
 }
 

@@ -38,7 +38,11 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
         (None, Some(student)) => of_shapes(student, args, &screen)?,
         (None, None) => return Err(Error::input("bench needs --config, or --student with --teacher or --top-k")),
     };
-    out::write(&if args.json { json_line(&reports) } else { table(&reports) })?;
+    if args.json {
+        out::exactly(&json_line(&reports))?
+    } else {
+        out::write(&table(&reports))?
+    }
     Ok(Outcome::Done)
 }
 

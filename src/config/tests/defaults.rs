@@ -91,6 +91,7 @@ chat_template = "chat.jinja"
 packing = true
 shuffle = false
 on_bad_record = "skip"
+max_bad = 3
 [loss]
 kind = "forward_kl"
 temperature = 2

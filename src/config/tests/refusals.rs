@@ -112,6 +112,17 @@ fn adapters_belong_to_lora_and_their_numbers_are_checked() {
 }
 
 #[test]
+fn a_bound_on_bad_rows_needs_that_they_are_passed_over() {
+    assert_eq!(load_text(LEAST, &["data.on_bad_record=skip", "data.max_bad=0"]).unwrap().data.max_bad, Some(0));
+    assert_eq!(load_text(LEAST, &["data.on_bad_record=skip"]).unwrap().data.max_bad, None);
+    let below = problem(LEAST, &["data.on_bad_record=skip", "data.max_bad=-1"]);
+    assert!(below.contains("data.max_bad = -1: allowed: an integer ≥ 0"), "{below}");
+    for set in [vec!["data.max_bad=3"], vec!["data.max_bad=3", "data.on_bad_record=fail"]] {
+        assert!(problem(LEAST, &set).contains("data.max_bad = 3 needs data.on_bad_record = \"skip\""));
+    }
+}
+
+#[test]
 fn layers_are_chosen_of_a_live_teacher_alone_and_with_their_number() {
     let pruned =
         |lines: &str| LEAST.replace("kind = \"local\"\npath = \"student\"", &format!("kind = \"pruned\"\n{lines}"));

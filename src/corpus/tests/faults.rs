@@ -2,17 +2,19 @@
 
 use super::*;
 
-fn reason(line: &str) -> String {
-    Record::parse(line.as_bytes()).unwrap_err()
+/// `column: reason`, or the reason alone.
+fn fault(line: &[u8]) -> String {
+    let Fault { column, reason } = Record::parse(line).unwrap_err();
+    column.map_or(String::new(), |column| format!("{column}: ")) + &reason
 }
 
 #[test]
 fn every_fault_of_a_line_has_its_own_reason() {
     let faults = [
-        (r#"{"prompt": "a" "response": "b"}"#, "malformed JSON at column 16: expected `,` or `}`"),
-        (r#"{"prompt": "a", "response": "b""#, "malformed JSON at column 31: EOF while parsing an object"),
-        (r#"{"text": "a"} {"text": "b"}"#, "malformed JSON at column 15: trailing characters"),
-        (r#"{"text": "\ud800"}"#, "malformed JSON at column 17: unexpected end of hex escape"),
+        (r#"{"prompt": "a" "response": "b"}"#, "16: malformed JSON: expected `,` or `}`"),
+        (r#"{"prompt": "a", "response": "b""#, "31: malformed JSON: EOF while parsing an object"),
+        (r#"{"text": "a"} {"text": "b"}"#, "15: malformed JSON: trailing characters"),
+        (r#"{"text": "\ud800"}"#, "17: malformed JSON: unexpected end of hex escape"),
         ("[1]", "a row must be a JSON object, found array"),
         ("3", "a row must be a JSON object, found number"),
         ("\"text\"", "a row must be a JSON object, found string"),
@@ -59,13 +61,15 @@ fn every_fault_of_a_line_has_its_own_reason() {
         ),
     ];
     for (line, expected) in faults {
-        assert_eq!(reason(line), expected, "{line}");
+        assert_eq!(fault(line.as_bytes()), expected, "{line}");
     }
-    assert_eq!(Record::parse(b"{\"text\": \"a\xff\"}").unwrap_err(), "invalid UTF-8 at byte 12");
+    assert_eq!(fault(b"{\"text\": \"a\xff\"}"), "12: invalid UTF-8");
+    // Columns are characters, as an editor counts them.
+    assert_eq!(fault("{\"text\": \"äöü\u{1f600}\" 1}".as_bytes()), "17: malformed JSON: expected `,` or `}`");
     let deep = format!(r#"{{"text": "a", "x": {}}}"#, "[".repeat(100_000));
-    assert!(reason(&deep).starts_with("malformed JSON at column"), "{}", reason(&deep));
+    assert_eq!(fault(deep.as_bytes()), "100020: malformed JSON: expected value");
     let deep = format!(r#"{{"messages": {}{}}}"#, "[".repeat(10_000), "]".repeat(10_000));
-    assert_eq!(reason(&deep), "messages[0] must be an object, found array");
+    assert_eq!(fault(deep.as_bytes()), "messages[0] must be an object, found array");
 }
 
 #[test]
@@ -80,6 +84,43 @@ fn fields_that_are_not_asked_for_are_ignored() {
     let chat = parse(chat).unwrap();
     assert_eq!(chat, Record::Chat(vec![Message::new("user", "a"), Message::new("assistant", "b")]));
     assert_eq!(chat.content_hash(), pair("a", "b").unwrap().content_hash());
+}
+
+#[test]
+fn damage_anywhere_in_a_row_is_a_fault_or_harmless_but_never_a_panic() {
+    let rows = [
+        r#"{"messages": [{"role": "user", "content": "ä\u00e4\n"}, {"role": "assistant", "content": "b"}], "x": [1, -2.5e3]}"#,
+        r#"{"prompt": "a\ud83d\ude00", "completion": "b", "unfinished": true, "meta": {"y": null}}"#,
+    ];
+    let mut x = 1u32;
+    let mut random = move || {
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        x as usize
+    };
+    let mut faults = 0;
+    for n in 0..20_000 {
+        let mut line = rows[n % 2].as_bytes().to_vec();
+        for _ in 0..1 + random() % 3 {
+            let at = random() % line.len();
+            match random() % 4 {
+                0 => line.truncate(at + 1),
+                1 => line.insert(at, b"{}[]\",:\\u0"[random() % 10]),
+                2 => line[at] = random() as u8,
+                _ => line[at] = b"{}[]\",:\\u0"[random() % 10],
+            }
+        }
+        if let Err(Fault { column, reason }) = Record::parse(&line) {
+            assert!(
+                !reason.is_empty() && column.is_none_or(|column| (1..=line.len() + 1).contains(&column)),
+                "{reason}"
+            );
+            assert!(!reason.contains(char::is_control), "{reason:?}");
+            faults += 1;
+        }
+    }
+    assert!(faults > 10_000, "{faults}");
 }
 
 fn refusal(paths: &[PathBuf]) -> String {
@@ -97,11 +138,11 @@ fn bad_rows_are_listed_with_file_and_line_and_skipped_if_asked() {
     assert_eq!(
         refusal(std::slice::from_ref(&path)),
         format!(
-            "2 bad rows in the data\n  {name}:4: \"text\" must be a string, found number\n  {name}:5: malformed JSON at column 2: \
+            "2 bad rows in the data\n  {name}:4: \"text\" must be a string, found number\n  {name}:5:2: malformed JSON: \
              expected ident\nmend the data, or set on_bad_record = \"skip\" to pass over such rows"
         )
     );
-    let index = CorpusIndex::open(std::slice::from_ref(&path), OnBadRecord::Skip).unwrap();
+    let index = CorpusIndex::open(std::slice::from_ref(&path), OnBadRecord::SKIP).unwrap();
     assert_eq!((index.len(), index.rejections().count), (2, 2));
     assert_eq!(index.rejections().first[1].place.line, 5);
     let (record, place) = index.read(0).unwrap();
@@ -113,7 +154,7 @@ fn bad_rows_are_listed_with_file_and_line_and_skipped_if_asked() {
     let many = file(dir.path(), "many.jsonl", "{}\n".repeat(2000));
     assert!(refusal(std::slice::from_ref(&many)).contains("2000 bad rows"));
     assert!(refusal(std::slice::from_ref(&many)).contains("… and 1990 more"));
-    let error = CorpusIndex::open(std::slice::from_ref(&many), OnBadRecord::Skip).unwrap_err().to_string();
+    let error = CorpusIndex::open(std::slice::from_ref(&many), OnBadRecord::SKIP).unwrap_err().to_string();
     assert_eq!(error, format!("{} holds no rows (2000 bad rows were passed over)", many.display()));
 }
 
@@ -128,16 +169,16 @@ fn files_that_are_no_jsonl_are_refused_by_name() {
     assert!(refusal(&[dir.path().into()]).ends_with("is not a regular file"));
     let empty = file(dir.path(), "empty.jsonl", "\n \n");
     assert_eq!(refusal(std::slice::from_ref(&empty)), format!("{} holds no rows", empty.display()));
+    let tar = [&[b'x'; 257][..], b"ustar\0"].concat();
     for (magic, what) in [
         (
-            b"\x1f\x8b\x08\0".as_slice(),
-            "is gzip-compressed; JSONL is read as plain text: decompress it first: gzip -dk ",
+            b"BZh9".as_slice(),
+            "is a bzip2 file; JSONL is read as it is, in gzip or in zstd: unpack it first: bzip2 -dk ",
         ),
-        (b"\x28\xb5\x2f\xfd", "is zstd-compressed"),
-        (b"BZh9", "is bzip2-compressed"),
-        (b"\xfd7zXZ\0", "is xz-compressed"),
+        (b"\xfd7zXZ\0", "is an xz file"),
         (b"PK\x03\x04", "is a zip archive"),
-        (b"PAR1", "is a Parquet file; JSONL is read as plain text: convert it to JSONL first"),
+        (&tar, "is a tar archive"),
+        (b"PAR1", "is a Parquet file; JSONL is read: convert it first"),
     ] {
         let path = file(dir.path(), "packed", magic);
         let refusal = refusal(&[path]);
@@ -146,15 +187,63 @@ fn files_that_are_no_jsonl_are_refused_by_name() {
 }
 
 #[test]
+fn more_bad_rows_than_may_be_passed_over_end_the_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = file(dir.path(), "a", "{\"text\": \"t\"}\n".to_owned() + &"{}\n".repeat(12));
+    let b = file(dir.path(), "b", "{\"text\": \"t\"}\nnonsense\n{}\n");
+    let open = |most| CorpusIndex::open(&[a.clone(), b.clone()], OnBadRecord::Skip { most: Some(most) });
+    assert_eq!(open(14).unwrap().rejections().count, 14);
+    // Over all files, and the reading ends there.
+    let error = open(12).unwrap_err();
+    assert_eq!(error.class(), crate::error::Class::Input);
+    let lines: Vec<String> = error.to_string().lines().map(str::to_owned).collect();
+    assert_eq!(lines[0], "more than 12 bad rows in the data, which data.max_bad allows");
+    assert_eq!(
+        lines[1],
+        format!("  {}:2: missing fields: expected \"messages\", \"prompt\" and \"response\", or \"text\"", a.display())
+    );
+    assert_eq!(
+        (lines.len(), &lines[11][..], &lines[12][..]),
+        (13, "  … and 3 more", "mend the data, or raise data.max_bad")
+    );
+    assert!(open(0).unwrap_err().to_string().starts_with("more than 0 bad rows"));
+}
+
+#[test]
+fn records_that_cannot_be_encoded_count_as_bad_rows_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let tool =
+        "{\"messages\": [{\"role\": \"tool\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n";
+    let rows = format!("{{}}\n{tool}{{\"text\": \"t\"}}\n{tool}");
+    let path = file(dir.path(), "a.jsonl", rows);
+    let strict = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{{ m.content }}{% endfor %}</s>";
+    let encoder = Arc::new(Setup::with(strict).encoder());
+    let open = |most| {
+        Arc::new(CorpusIndex::open(std::slice::from_ref(&path), OnBadRecord::Skip { most: Some(most) }).unwrap())
+    };
+    let scan = |index: &CorpusIndex| scan(index, &encoder, None, |_, _, _| Ok(()), |_| {});
+    assert_eq!(scan(&open(3)).unwrap().records_rejected, 2);
+    let error = scan(&open(2)).unwrap_err().to_string();
+    assert!(
+        error.starts_with("more than 2 bad rows") && error.contains("a.jsonl:1: ") && error.contains("a.jsonl:4: "),
+        "{error}"
+    );
+    let order = LoadOrder { seed: 0, shuffle: false, epochs: Some(1) };
+    assert!(Loader::new(open(3), encoder.clone(), order).next_step(9, false).is_ok());
+    let error = Loader::new(open(2), encoder.clone(), order).next_step(9, false).unwrap_err().to_string();
+    assert!(error.starts_with("more than 2 bad rows") && error.contains("a.jsonl:4: "), "{error}");
+}
+
+#[test]
 fn a_giant_line_is_refused_and_the_rows_around_it_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let just = "x".repeat(LONGEST_LINE - 12);
     let content = format!("{{\"text\": \"{just}\"}}\r\n{{\"text\": \"{just}y\"}}\n{{\"text\": \"z\"}}\n");
     let path = file(dir.path(), "giant.jsonl", content);
-    let index = CorpusIndex::open(&[path], OnBadRecord::Skip).unwrap();
+    let index = CorpusIndex::open(&[path], OnBadRecord::SKIP).unwrap();
     assert_eq!((index.len(), index.rejections().count), (2, 1));
     assert_eq!(index.rejections().first[0].place.line, 2);
-    assert_eq!(index.rejections().first[0].reason, "a line of more than 16 MiB");
+    assert_eq!(index.rejections().first[0].fault.reason, "a line of more than 16 MiB");
     assert_eq!(index.read(0).unwrap().0, Record::Text(just));
     assert_eq!(index.read(1).unwrap().0, Record::Text("z".into()));
 }

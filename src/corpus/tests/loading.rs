@@ -82,7 +82,7 @@ fn mixed(dir: &Path) -> (Arc<CorpusIndex>, Arc<Encoder>) {
     let stripping = "{% for m in messages %}{% if m.content == 'raise' %}{{ raise_exception('no') }}{% endif %}\
                      {{ m.content if loop.last else m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}\
                      {% if add_generation_prompt %}<think>{% endif %}";
-    let index = CorpusIndex::open(&[file(dir, "mixed.jsonl", content)], OnBadRecord::Skip).unwrap();
+    let index = CorpusIndex::open(&[file(dir, "mixed.jsonl", content)], OnBadRecord::SKIP).unwrap();
     (Arc::new(index), Arc::new(Setup { max_length: 30, ..Setup::with(stripping) }.encoder()))
 }
 

@@ -3,6 +3,7 @@
 mod chat;
 mod faults;
 mod loading;
+mod packed;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -78,14 +78,16 @@ pub fn read(reader: impl Read + Seek, size: u64) -> Result<Header, String> {
         found.push(reader.tensor()?);
     }
     let start = (size - reader.left).next_multiple_of(alignment);
+    let end = |info: &TensorInfo| start.saturating_add(info.offset).saturating_add(info.bytes as u64);
+    let needed = found.iter().map(|(_, info)| end(info)).max().unwrap_or(start);
     for (name, info) in &mut found {
         if info.offset % alignment != 0 {
             return Err(format!("tensor {name:?} starts at {}, which is no multiple of {alignment}", info.offset));
         }
-        let end = start.checked_add(info.offset).and_then(|at| at.checked_add(info.bytes as u64));
-        if end.is_none_or(|end| end > size) {
+        if end(info) > size {
             return Err(format!(
-                "tensor {name:?} ends beyond the file's {size} bytes: a download that broke off, or a damaged header"
+                "tensor {name:?} ends beyond the file's {size} bytes, of {needed} that its tensors take: a download that broke \
+                 off, or a damaged header: fetch it again"
             ));
         }
         info.offset += start;

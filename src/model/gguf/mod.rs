@@ -23,7 +23,9 @@ use super::config::{Family, ModelConfig};
 use super::decoder::Decoder;
 use super::parameter::Parameters;
 use super::tensors::{EMBEDDING, HEAD, TensorSpec};
+use super::weights;
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::kernels::{Precision, Quantised, Weight};
 
 /// An open file whose header was read and held against it.
@@ -67,8 +69,14 @@ pub fn gguf_name(name: &str) -> Option<String> {
 impl Gguf {
     /// Opens a file and checks all of its header, and that its tensors are those of the model it says it is.
     pub fn open(path: &Path) -> Result<Self> {
+        if !std::fs::metadata(path).map_err(|e| Error::unreadable(path, e))?.is_file() {
+            return Err(Error::input(format!("{} is not a regular file", path.display())));
+        }
         let file = File::open(path).map_err(|e| Error::unreadable(path, e))?;
         let size = file.metadata().map_err(|e| Error::unreadable(path, e))?.len();
+        let mut head = [0; 256];
+        let n = file.read_at(&mut head, 0).map_err(|e| Error::unreadable(path, e))?;
+        hub::not_a_pointer(path, &head[..n])?;
         let at = |message: String| Error::input(format!("{}: {message}", path.display()));
         let header = header::read(BufReader::new(&file), size).map_err(at)?;
         let factors = match header.tensors.get("rope_freqs.weight") {
@@ -137,6 +145,11 @@ impl Gguf {
         let name = gguf_name(&spec.name).unwrap_or_default();
         let info = self.header.tensors.get(&name).ok_or_else(|| Error::run(format!("{name} was not read")))?;
         let bytes = read(&self.file, &self.path, info)?;
+        if let Some(at) = Quantised::first_not_finite(&bytes, info.dtype) {
+            let (file, at) = (self.path.display(), weights::index(at, &info.shape));
+            let place = if info.dtype.block_size() > 1 { "in the block that begins at" } else { "at" };
+            return Err(Error::input(format!("{file}: tensor {name} holds NaN or infinity {place} {at}")));
+        }
         let source = self.source(spec);
         match *spec.shape {
             [outer, inner] => {
@@ -147,9 +160,6 @@ impl Gguf {
                 let n = spec.elements();
                 let stored = Quantised::new(&bytes, info.dtype, [1, n], |i| i)?.values()?;
                 let values: Vec<f32> = (0..n).map(|i| stored[source(i)]).collect();
-                if values.iter().any(|x| !x.is_finite()) {
-                    return Err(Error::input(format!("{}: tensor {name} holds NaN or infinity", self.path.display())));
-                }
                 Ok(Weight::Dense(Tensor::from_vec(values, n, &Device::Cpu)?))
             }
         }

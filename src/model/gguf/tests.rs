@@ -249,6 +249,44 @@ fn damage_anywhere_in_a_header_is_an_error_or_harmless_but_never_a_panic() {
 }
 
 #[test]
+fn a_pointer_and_a_cut_file_are_told_from_a_damaged_one() {
+    let said = refusal(b"version https://git-lfs.example/spec/v1\noid sha256:00\nsize 4711\n");
+    assert!(
+        said.contains("model.gguf is a Git LFS pointer and not the file itself, of 4711 bytes: fetch that: git -C "),
+        "{said}"
+    );
+    let bytes = small();
+    let said = refusal(&bytes[..bytes.len() - 1]);
+    let (has, needs) = (bytes.len() - 1, bytes.len());
+    assert!(said.contains(&format!("ends beyond the file's {has} bytes, of ")), "{said}");
+    // candle pads the last tensor.
+    let of: usize = said.split(" bytes, of ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(of > has && of <= needs, "{said}");
+}
+
+#[test]
+fn a_scale_that_is_not_finite_is_named_by_tensor_and_place() {
+    let folder = models().into_iter().find(|f| ModelConfig::read(f).unwrap().family == Family::Llama).unwrap();
+    for (dtype, nan, place) in
+        [(GgmlDType::Q8_0, 0x7e00u16, "in the block that begins at"), (GgmlDType::F32, 0x7f80, "at")]
+    {
+        let mut bytes = write(&folder, dtype, &[]);
+        let header = header::read(Cursor::new(&bytes), bytes.len() as u64).unwrap();
+        let (name, info) = header.tensors.iter().find(|(_, t)| t.dtype == dtype && t.shape.len() == 2).unwrap();
+        // The second block of the second row.
+        let (block, size) = (dtype.block_size(), dtype.type_size());
+        let per_row = info.shape[1] / block;
+        let column = 1.min(per_row - 1);
+        let at = info.offset as usize + (per_row + column) * size + if dtype == GgmlDType::F32 { 2 } else { 0 };
+        bytes[at..at + 2].copy_from_slice(&nan.to_le_bytes());
+        let (_dir, path) = save(&bytes);
+        let said = Gguf::open(&path).unwrap().decoder(Precision::F32).err().unwrap().to_string();
+        let expected = format!("tensor {name} holds NaN or infinity {place} [1, {}]", column * block);
+        assert!(said.ends_with(&expected), "{said} ({expected})");
+    }
+}
+
+#[test]
 fn rows_that_do_not_fit_the_metadata_are_all_named() {
     let folder = models()[0].clone();
     let name = ModelConfig::read(&folder).unwrap().family.name();

@@ -32,6 +32,8 @@ pub const RESPONSES_INFO: &str = "responses.json";
 pub const PROJECTIONS: &str = "projections.safetensors";
 pub const STATE: &str = "state.json";
 pub const MANIFEST: &str = "manifest.json";
+/// What a model was made from.
+pub const PROVENANCE: &str = "provenance.json";
 
 /// `step-00000100`. Eight digits keep a listing in order; a longer step only makes a longer name.
 pub fn folder_name(step: u64) -> String {

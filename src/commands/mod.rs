@@ -11,6 +11,7 @@ mod generate;
 mod init;
 mod inspect;
 mod out;
+mod provenance;
 mod responses;
 mod selftest;
 mod show_plan;

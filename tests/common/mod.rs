@@ -170,6 +170,11 @@ impl Bench {
     }
 }
 
+/// [`files`] without what says where the model comes from: models that are the same, made in two ways.
+pub fn model_files(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    files(folder).into_iter().filter(|(name, _)| name != "provenance.json").collect()
+}
+
 /// Every file of a folder but those that hold times, by name.
 pub fn files(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
     std::fs::read_dir(folder)

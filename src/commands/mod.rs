@@ -18,6 +18,7 @@ mod show_plan;
 mod signals;
 mod start;
 mod train;
+pub mod verify;
 
 use crate::cli::Command;
 use crate::error::{Error, Result};
@@ -52,5 +53,6 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Export(args) => export::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Selftest(args) => selftest::run(&args),
+        Command::Verify(args) => verify::run(&args),
     }
 }

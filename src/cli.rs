@@ -31,6 +31,7 @@ pub enum Command {
     Bench(BenchArgs),
     Cache(CacheArgs),
     Selftest(SelftestArgs),
+    Verify(VerifyArgs),
 }
 
 /// Train a student on what its teacher says about a corpus
@@ -322,6 +323,26 @@ pub struct InspectArgs {
     /// A model (folder or GGUF file), a teacher cache, a checkpoint or a run folder, or a config
     #[arg(value_name = "PATH")]
     pub path: PathBuf,
+}
+
+/// Check that a model, a run or a cache is what was written, and made from what it says
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  distill verify runs/a                the run: its checkpoints, its student, its logs, what they were made from
+  distill verify runs/a/student        a student; a checkpoint; what export or init wrote
+  distill verify caches/big            a teacher cache, by its own checksums
+
+Every file is read and held against its digest, and so are teacher, corpus, tokenizer and config where they are still
+there; the order in which rows were read is computed again from the corpus. Exit code 0 when all is as recorded, 1 when
+something differs, 2 when nothing was recorded. A source that is not there is said, and no failure.")]
+pub struct VerifyArgs {
+    /// A checkpoint, a run folder, a teacher cache, or a model folder that distill wrote
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+    /// Write every finding there
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 /// Write the student of a config as a Hugging Face folder, untrained

@@ -89,6 +89,15 @@ pub fn is_id(value: &str) -> bool {
     value.split_once('/').is_some_and(|(org, name)| part(org) && part(name)) && !FILE_ENDINGS.iter().any(ending)
 }
 
+/// What the snapshot folder `path` (or one inside it) is called there: `org/name@revision`.
+pub fn id_of(path: &Path) -> Option<String> {
+    let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).collect();
+    parts.windows(3).rev().find_map(|parts| {
+        let id = parts[0].strip_prefix("models--")?.replacen("--", "/", 1);
+        (parts[1] == "snapshots" && is_id(&id)).then(|| format!("{id}@{}", parts[2]))
+    })
+}
+
 /// The snapshot folder of `org/name` in the local cache.
 ///
 /// # Errors
@@ -188,6 +197,9 @@ mod tests {
         let found = resolve_in(Some(dir.path()), "org/tiny").unwrap();
         assert!(found.ends_with("models--org--tiny/snapshots/abc123"));
         assert!(found.is_absolute());
+        assert_eq!(id_of(&found).unwrap(), "org/tiny@abc123");
+        assert_eq!(id_of(&found.join("model.gguf")).unwrap(), "org/tiny@abc123");
+        assert_eq!(id_of(dir.path()), None);
     }
 
     #[test]

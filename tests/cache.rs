@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use common::{Bench, files};
+use common::{Bench, files, model_files};
 use distill::cache::{Codec, DataId, Header, TeacherId, Values, encode_batch};
 use distill::corpus::{Batch, Row, RowRef};
 use distill::kernels::Precision;
@@ -516,7 +516,7 @@ fn a_run_that_writes_through_asks_once_and_trains_on_what_it_stored() {
     );
     train(&bench, "again", &[&short[..], &from, &alone].concat(), 0);
     assert_eq!(losses(&bench, "whole"), losses(&bench, "again"));
-    assert_eq!(files(&bench.path("whole/student")), files(&bench.path("again/student")));
+    assert_eq!(model_files(&bench.path("whole/student")), model_files(&bench.path("again/student")));
     let much = ["--set", "cache.k=401", "--output", "much"];
     let said = bench.refused(&[&["train", "--config", "run.toml"], &short[..], &much].concat());
     assert!(said.contains("cache.k = 401") && !bench.path("much").exists(), "{said}");

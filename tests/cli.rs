@@ -359,7 +359,7 @@ fn bf16_without_the_instructions_is_said_by_every_command_that_multiplies() {
 
 #[test]
 fn the_shipped_configs_run_from_any_folder() {
-    let bench = Bench { dir: tempfile::tempdir().unwrap(), threads: 2 };
+    let bench = Bench { dir: tempfile::tempdir().unwrap(), threads: 2, on_cpu: false };
     for name in ["quickstart", "quickstart-hard-labels", "smoke"] {
         let config = format!("{}/configs/{name}.toml", env!("CARGO_MANIFEST_DIR"));
         bench.expect(&["train", "--config", &config, "--output", "never", "--dry-run"], 0);

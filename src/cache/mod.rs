@@ -14,6 +14,7 @@ mod record;
 mod store;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod writer;
 
 pub use block::{Block, BlockRow, Blocks};
@@ -24,6 +25,7 @@ pub use merge::merge;
 pub use reader::{Reader, is_cache};
 pub use record::{Record, Targets};
 pub use store::{EncodedRow, encode_batch};
+pub use verify::{Examined, examine};
 pub use writer::Writer;
 
 /// Rows of a block, but for the last of a part. What a kill costs is at most one.
@@ -35,3 +37,6 @@ pub const BYTES_BESIDES_FRAME: u64 = 44 + 52;
 const HEADER: &str = "header.json";
 const SIGNAL: &str = "signal.bin";
 const INDEX: &str = "index.bin";
+
+/// What a cache's folder holds.
+pub const FILES: [&str; 3] = [HEADER, SIGNAL, INDEX];

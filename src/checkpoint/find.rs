@@ -148,7 +148,8 @@ pub(super) fn pointed(dir: &Path, name: &str) -> Result<Option<u64>, Damage> {
     }
 }
 
-fn follow(pointer: &Path) -> Result<PathBuf, Damage> {
+/// The folder that the pointer `pointer` names.
+pub fn follow(pointer: &Path) -> Result<PathBuf, Damage> {
     let (dir, name) = (pointer.parent().unwrap_or(Path::new("")), pointer.file_name().unwrap_or_default());
     match name.to_str().map(|name| pointed(dir, name)) {
         Some(Ok(Some(step))) => Ok(dir.join(layout::folder_name(step))),

@@ -34,6 +34,8 @@ pub const STATE: &str = "state.json";
 /// What the run took so far.
 pub const TIMES: &str = "times.json";
 pub const MANIFEST: &str = "manifest.json";
+/// What a model was made from.
+pub const PROVENANCE: &str = "provenance.json";
 
 /// `step-00000100`. Eight digits keep a listing in order; a longer step only makes a longer name.
 pub fn folder_name(step: u64) -> String {

@@ -11,7 +11,7 @@ fn checkpoint() -> (tempfile::TempDir, PathBuf) {
     for (name, content) in FILES {
         fs::write(dir.join(name), content).unwrap();
     }
-    fs::write(dir.join(MANIFEST), Manifest::of(&dir, 3).unwrap().to_bytes()).unwrap();
+    fs::write(dir.join(MANIFEST), Manifest::of(&dir, 3, None).unwrap().to_bytes()).unwrap();
     (root, dir)
 }
 
@@ -90,7 +90,8 @@ fn a_flipped_bit_in_any_byte_of_the_manifest_itself_is_found() {
 
 #[test]
 fn a_manifest_of_another_step_is_refused() {
-    let damage = verify_after(|dir| fs::write(dir.join(MANIFEST), Manifest::of(dir, 4).unwrap().to_bytes()).unwrap());
+    let damage =
+        verify_after(|dir| fs::write(dir.join(MANIFEST), Manifest::of(dir, 4, None).unwrap().to_bytes()).unwrap());
     assert!(matches!(damage.unwrap_err(), Damage::Step { found: 4, .. }));
 }
 
@@ -98,16 +99,29 @@ fn a_manifest_of_another_step_is_refused() {
 fn a_newer_format_is_refused_by_its_number() {
     let damage = verify_after(|dir| {
         let text = fs::read_to_string(dir.join(MANIFEST)).unwrap();
-        fs::write(dir.join(MANIFEST), text.replace("\"format\": 1", "\"format\": 2")).unwrap();
+        fs::write(dir.join(MANIFEST), text.replace("\"format\": 2", "\"format\": 3")).unwrap();
     });
-    assert!(matches!(damage.unwrap_err(), Damage::Format { found: 2, .. }));
+    assert!(matches!(damage.unwrap_err(), Damage::Format { found: 3, .. }));
+}
+
+#[test]
+fn a_manifest_of_format_1_reads_and_has_neither_tool_nor_parent() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/format1/run/checkpoints/step-00000004");
+    let manifest = verify(&golden).unwrap();
+    assert_eq!((manifest.format, manifest.tool.clone(), manifest.parent.clone()), (1, None, None));
+    // One that claims format 2 says what wrote it.
+    let damage = verify_after(|dir| {
+        let manifest = Manifest { tool: None, ..Manifest::of(dir, 3, None).unwrap() };
+        fs::write(dir.join(MANIFEST), manifest.sealed().to_bytes()).unwrap();
+    });
+    assert!(matches!(damage.unwrap_err(), Damage::Manifest { .. }));
 }
 
 #[test]
 fn a_sealed_manifest_cannot_name_a_file_outside_of_the_folder() {
     for name in ["../state.json", "/etc/hostname", "", "a/b", ".."] {
         let damage = verify_after(|dir| {
-            let mut manifest = Manifest::of(dir, 3).unwrap();
+            let mut manifest = Manifest::of(dir, 3, None).unwrap();
             let entry = manifest.files["state.json"].clone();
             manifest.files.insert(name.to_owned(), entry);
             fs::write(dir.join(MANIFEST), manifest.sealed().to_bytes()).unwrap();
@@ -129,7 +143,7 @@ fn an_unreadable_file_is_named() {
 #[test]
 fn an_empty_folder_is_no_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(Manifest::of(dir.path(), 1).is_err());
+    assert!(Manifest::of(dir.path(), 1, None).is_err());
     fs::create_dir(dir.path().join("nested")).unwrap();
-    assert!(Manifest::of(dir.path(), 1).unwrap_err().to_string().contains("nested"));
+    assert!(Manifest::of(dir.path(), 1, None).unwrap_err().to_string().contains("nested"));
 }

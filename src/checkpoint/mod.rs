@@ -9,11 +9,13 @@ pub mod find;
 pub mod layout;
 mod lock;
 pub mod manifest;
+pub mod provenance;
 mod store;
 pub mod tensors;
 
 pub use find::{Checkpoint, Found, latest_valid};
 pub use lock::RunLock;
-pub use manifest::{Damage, Manifest, hash_file, verify};
+pub use manifest::{Damage, FileEntry, Manifest, hash_file, verify};
+pub use provenance::Provenance;
 pub use store::{Retained, Retention, Store};
 pub use tensors::{Arrays, Dtype, Entry, Values, read_safetensors_f32, write_safetensors};

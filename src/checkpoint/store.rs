@@ -1,5 +1,6 @@
 //! The writer's side of a run's checkpoints: save, mark the best, delete the old.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use super::atomic::{self, Staging};
@@ -7,7 +8,7 @@ use super::disk;
 use super::find;
 use super::layout::{self, BEST, CHECKPOINTS, LATEST, MANIFEST};
 use super::lock::RunLock;
-use super::manifest::{Damage, Manifest, verify};
+use super::manifest::{Damage, Manifest, Parent, verify};
 use crate::error::{Error, Result};
 
 /// The checkpoints of one run, open for writing; holds the run's lock.
@@ -15,6 +16,8 @@ use crate::error::{Error, Result};
 pub struct Store {
     lock: RunLock,
     dir: PathBuf,
+    /// Where the run stands: what the next checkpoint goes on from.
+    last: RefCell<Option<Manifest>>,
 }
 
 /// Which checkpoints stay.
@@ -46,18 +49,31 @@ impl Store {
         // Only under the lock: without it this would pull the folder from under a living writer.
         atomic::recover(run_dir)?;
         atomic::recover(&dir)?;
-        Ok(Self { lock, dir })
+        Ok(Self { lock, dir, last: RefCell::default() })
     }
 
     pub fn run_dir(&self) -> &Path {
         self.lock.dir()
     }
 
+    /// The run goes on from this checkpoint, which may be another run's.
+    pub fn go_on_from(&self, manifest: &Manifest) {
+        self.last.replace(Some(manifest.clone()));
+    }
+
+    /// What the checkpoint of `step` goes on from. One that replaces the last goes on from where that did.
+    fn parent(&self, step: u64) -> Option<Parent> {
+        match &*self.last.borrow() {
+            Some(last) if last.step == step => last.parent.clone(),
+            last => last.as_ref().map(Manifest::as_parent),
+        }
+    }
+
     /// Saves the checkpoint of `step`: `fill` writes its files into the folder it is given; returns the final folder.
     /// When this returns, the checkpoint is on the disk and `latest` names it.
     ///
     /// A checkpoint of the same step is replaced (a resumed run comes by it again), or left alone if it is valid and
-    /// the same. Call [`Store::point_best_at`] and then [`Store::retain`] afterwards: this deletes nothing.
+    /// has the same files, whatever its parent is. Call [`Store::point_best_at`] and then [`Store::retain`] afterwards: this deletes nothing.
     ///
     /// Errors (exit 1): `fill` fails or the disk does. What was half written is removed, older checkpoints stay.
     pub fn save(&self, step: u64, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
@@ -66,14 +82,20 @@ impl Store {
         let write = || -> Result<()> {
             let staging = Staging::beside(&path)?;
             fill(staging.folder())?;
-            let manifest = Manifest::of(staging.folder(), step)?;
-            let same = path.exists() && verify(&path).is_ok_and(|existing| existing == manifest);
-            if !same {
-                let file = staging.folder().join(MANIFEST);
-                disk::write(&file, &manifest.to_bytes()).map_err(|cause| Error::unwritable(&file, cause))?;
-                staging.commit()?;
-            }
-            atomic::write_pointer(&self.dir, LATEST, &name)
+            let manifest = Manifest::of(staging.folder(), step, self.parent(step))?;
+            let existing = if path.exists() { verify(&path).ok() } else { None };
+            let manifest = match existing.filter(|existing| existing.is_same(&manifest)) {
+                Some(existing) => existing,
+                None => {
+                    let file = staging.folder().join(MANIFEST);
+                    disk::write(&file, &manifest.to_bytes()).map_err(|cause| Error::unwritable(&file, cause))?;
+                    staging.commit()?;
+                    manifest
+                }
+            };
+            atomic::write_pointer(&self.dir, LATEST, &name)?;
+            self.last.replace(Some(manifest));
+            Ok(())
         };
         write().map_err(|error| error.context(format!("cannot save the checkpoint of step {step}")))?;
         Ok(path)

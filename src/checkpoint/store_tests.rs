@@ -286,3 +286,30 @@ fn a_second_store_on_the_same_run_is_refused() {
     let (dir, _store) = run(&[]);
     assert!(Store::open(dir.path()).unwrap_err().to_string().contains(&format!("PID {}", std::process::id())));
 }
+
+/// The parent of a checkpoint's manifest: the step of its folder, once its digest is that of the manifest there.
+fn parent(run: &Path, step: u64) -> Option<u64> {
+    let dir = |step| run.join(CHECKPOINTS).join(layout::folder_name(step));
+    let parent = Manifest::read(&dir(step)).unwrap().parent?;
+    let step = layout::parse_folder_name(&parent.folder).unwrap();
+    assert_eq!(parent, Manifest::read(&dir(step)).unwrap().as_parent());
+    Some(step)
+}
+
+#[test]
+fn a_checkpoint_names_the_one_it_went_on_from_and_never_itself() {
+    let (dir, store) = run(&[100, 200]);
+    assert_eq!((parent(dir.path(), 100), parent(dir.path(), 200)), (None, Some(100)));
+    // One that only gained its evaluation replaces itself.
+    store.save(200, fill("evaluated")).unwrap();
+    store.save(300, fill("model 300")).unwrap();
+    assert_eq!((parent(dir.path(), 200), parent(dir.path(), 300)), (Some(100), Some(200)));
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    store.go_on_from(&Manifest::read(&dir.path().join("checkpoints/step-00000100")).unwrap());
+    store.save(150, fill("model 150")).unwrap();
+    assert_eq!(parent(dir.path(), 150), Some(100));
+    // The same checkpoint come by from elsewhere is left as it is.
+    store.save(300, fill("model 300")).unwrap();
+    assert_eq!(parent(dir.path(), 300), Some(200));
+}

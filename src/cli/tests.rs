@@ -105,6 +105,8 @@ fn wrong_usage_exits_2() {
         "generate --model m --prompt p --top-p 1.1",
         "generate --model m --prompt p --raw --chat-template none",
         "inspect",
+        "verify",
+        "verify a b",
         "init --config c",
         "init --output o",
         "export f.gguf --dequantize",

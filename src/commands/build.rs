@@ -12,10 +12,10 @@ use crate::config::objective::objective;
 use crate::config::plan::{Plan, model_folder};
 use crate::config::{Dtype, HiddenKind, Layers, RunConfig, Schedule, StudentSource, TeacherConfig, TeacherKind, Word};
 use crate::corpus::{Batch, Row};
-use crate::device::{Devices, allow_tf32};
+use crate::device::{Devices, Opened, allow_tf32};
 use crate::error::{Error, Result};
 use crate::eval::{EvalReport, evaluate};
-use crate::kernels::Precision;
+use crate::kernels::{Precision, Simd};
 use crate::loss::{self, HiddenMatch, HiddenPair};
 use crate::metrics::Screen;
 use crate::model::{Decoder, Gguf, Keep, ModelConfig, Parameter, Sampling, Weights, load_weights};
@@ -91,6 +91,14 @@ pub fn load_teacher(teacher: &TeacherConfig, devices: &Devices, screen: &Screen)
     let (bytes, seconds) = (Bytes(model.parameters().bytes()), started.elapsed().as_secs_f64());
     screen.line(&format!("{:<11}{bytes} {held}, read and packed in {seconds:.1} s", "teacher"));
     LocalTeacher::new(Arc::new(model), &devices.student.device)
+}
+
+/// What results depend on in their last bits: the GPUs, or the CPU's instructions.
+pub fn hardware(devices: &Devices) -> String {
+    let Devices { teacher, student } = devices;
+    let name = |opened: &Opened| opened.hardware.clone().unwrap_or_else(|| Simd::level().name().to_owned());
+    let (teacher, student) = (name(teacher), name(student));
+    if teacher == student { student } else { format!("{teacher} (teacher), {student} (student)") }
 }
 
 /// What a model held or trained in `dtype` rounds its products to.

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::{Outcome, build, out};
+use super::{Outcome, build, out, provenance};
 use crate::checkpoint::atomic;
 use crate::cli::ExportArgs;
 use crate::config::{self, Word, plan};
@@ -30,7 +30,11 @@ pub fn run(args: &ExportArgs) -> Result<Outcome> {
     // The matrices stay quantised in memory and are unpacked one at a time.
     let model = file.decoder(build::precision(config::Dtype::F32))?;
     let dtype = build::stored(args.dtype);
-    atomic::write_folder(&args.output, |dir| write_model(dir, &model, &companions, dtype))?;
+    let provenance = provenance::of_export(&args.file, &tokenizer)?;
+    atomic::write_folder(&args.output, |dir| {
+        write_model(dir, &model, &companions, dtype)?;
+        provenance.write_over(dir)
+    })?;
     progress.finish();
     let parameters = file.config.parameters() as u64;
     out::write(&format!(

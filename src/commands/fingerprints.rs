@@ -29,7 +29,7 @@ pub fn of(plan: &Plan, companions: &Companions) -> Result<BTreeMap<String, Strin
         add("the chat template", of_file(file)?);
     }
     if let StudentSource::Fresh { config, .. } = &plan.config.student.source {
-        add("student.config", of_file(&if config.is_dir() { config.join("config.json") } else { config.clone() })?);
+        add("student.config", of_file(&shape_file(config))?);
     }
     // A checkpoint holds the adapters alone of what goes on; the rest is read again.
     if let StudentSource::Lora { from, .. } = &plan.config.student.source {
@@ -56,8 +56,13 @@ pub fn teacher_files(teacher: &TeacherConfig) -> Result<Vec<PathBuf>> {
     })
 }
 
+/// The file that a fresh student's `config` names: a config.json or the folder of one.
+pub fn shape_file(config: &Path) -> PathBuf {
+    if config.is_dir() { config.join("config.json") } else { config.to_owned() }
+}
+
 /// The files of a model's folder that say what it computes.
-fn folder_files(folder: &Path) -> Result<Vec<PathBuf>> {
+pub fn folder_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok([weight_files(folder)?, vec![folder.join("config.json")]].concat())
 }
 

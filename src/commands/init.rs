@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::build::AnyTeacher;
 use super::export::check_output;
-use super::{Outcome, build, choose, out, responses};
+use super::{Outcome, build, choose, out, provenance, responses};
 use crate::checkpoint::atomic;
 use crate::cli::InitArgs;
 use crate::config::plan::Models;
@@ -30,7 +30,7 @@ pub fn run(args: &InitArgs) -> Result<Outcome> {
     let tokenizer = Models::of(&config)?.tokenizer;
     let companions = Companions::of(&tokenizer)?;
     let mut said = vec![];
-    let mut teacher = None;
+    let (mut teacher, mut searched) = (None, None);
     if config.student.search().is_some() {
         let devices = config.devices(args.device.choice)?;
         let described = config.teacher.as_ref().ok_or_else(|| Error::run("there is no teacher to choose layers of"))?;
@@ -44,15 +44,21 @@ pub fn run(args: &InitArgs) -> Result<Outcome> {
         let index = CorpusIndex::open(&config.data.train, config.data.bad_rows());
         let index = Arc::new(index.map_err(|e| e.context("data.train"))?);
         let encoder = Arc::new(config.data.encoder(tokenizer.clone()).map_err(|e| e.context("data"))?);
-        let cuts = choose::layers(&config, &live, (index, encoder), &screen)?;
+        let cuts = choose::layers(&config, &live, (index.clone(), encoder), &screen)?;
         said = choose::table(&cuts);
         config.student.choose(cuts.layers);
         teacher = Some(AnyTeacher::Live(live));
+        searched = Some((index, build::hardware(&devices)));
     }
     let (shape, weights) = build::first_weights(&config, teacher.as_ref(), &screen)?;
     let model = Decoder::new(shape, weights, false, &candle_core::Device::Cpu)?;
     let dtype = build::stored(config.output.dtype);
-    atomic::write_folder(&args.output, |dir| write_model(dir, &model, &companions, dtype))?;
+    let searched = searched.as_ref().map(|(index, hardware)| (index.as_ref(), hardware.clone()));
+    let provenance = provenance::of_init(&config, &tokenizer, searched)?;
+    atomic::write_folder(&args.output, |dir| {
+        write_model(dir, &model, &companions, dtype)?;
+        provenance.write_over(dir)
+    })?;
     let (shape, parameters) = (model.config(), model.config().parameters() as u64);
     said.push(format!(
         "{}: {} with {} layers, {} wide, {} parameters, {} as {}; tokenizer of {} tokens",

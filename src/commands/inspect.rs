@@ -194,6 +194,13 @@ fn checkpoint(folder: &Path) -> Result<String> {
     let state = TrainState::read(&checkpoint)?;
     let mut out = format!("checkpoint after step {}: every file matches its digest\n", Count(checkpoint.step()));
     out += &training(&state);
+    let manifest = checkpoint.manifest();
+    if let Some(tool) = &manifest.tool {
+        out += &format!("written by      {} {}\n", printable(&tool.name), printable(&tool.version));
+    }
+    if let Some(parent) = &manifest.parent {
+        out += &format!("went on from    {}, manifest {}\n", printable(&parent.folder), printable(&parent.manifest));
+    }
     for (name, entry) in &checkpoint.manifest().files {
         out += &format!("  {name:<24}{:>12}  sha256 {}\n", Bytes(entry.size), entry.sha256);
     }

@@ -12,12 +12,14 @@ mod init;
 mod inspect;
 mod out;
 mod preflight;
+mod provenance;
 mod responses;
 mod selftest;
 mod show_plan;
 mod signals;
 mod start;
 mod train;
+pub mod verify;
 
 use crate::cli::Command;
 use crate::error::{Error, Result};
@@ -55,5 +57,6 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Export(args) => export::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Selftest(args) => selftest::run(&args),
+        Command::Verify(args) => verify::run(&args),
     }
 }

@@ -64,6 +64,29 @@ pub fn passed_over(config: &RunConfig) -> Vec<String> {
     info.map_or(vec![], |info| info.passed_over.iter().map(Value::to_string).collect())
 }
 
+/// What the responses of a run follow from, by name.
+pub fn written_from(config: &RunConfig) -> Result<BTreeMap<String, String>> {
+    Ok(read_info(&config.output.dir)?.map_or_else(BTreeMap::new, |info| info.made_from))
+}
+
+/// Whether the responses in a run's folder are all that the teacher wrote, and nothing else: None where there are none, or
+/// not all yet, and why not where they are not.
+pub fn changed(run_dir: &Path) -> Option<Result<()>> {
+    let path = run_dir.join(layout::RESPONSES);
+    let info = match read_info(run_dir) {
+        Ok(None) if path.exists() => {
+            return Some(Err(Error::run(format!("{} is missing", layout::RESPONSES_INFO))));
+        }
+        Ok(info) => info.filter(|info| info.complete)?,
+        Err(error) => return Some(Err(error)),
+    };
+    let same = digest(&path).map(|digest| info.sha256 == Some(digest));
+    Some(same.and_then(|same| match same {
+        true => Ok(()),
+        false => Err(Error::run("its content changed (SHA-256)")),
+    }))
+}
+
 /// Whether the config asks the teacher for the responses.
 pub fn wanted(config: &RunConfig) -> Option<&RolloutConfig> {
     config.rollout.as_ref().filter(|rollout| rollout.from == RolloutFrom::Teacher)

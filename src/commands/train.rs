@@ -7,16 +7,15 @@ use super::build::AnyTeacher;
 use super::cache::{self, write_through};
 use super::signals::Watch;
 use super::start::{Origin, Start};
-use super::{Outcome, build, choose, fingerprints, out, preflight, responses, show_plan};
+use super::{Outcome, build, choose, fingerprints, out, preflight, provenance, responses, show_plan};
 use crate::checkpoint::{Dtype, Retention, Store, atomic, layout};
 use crate::cli::TrainArgs;
 use crate::config::plan::Plan;
 use crate::config::{self, Dtype as OutputDtype};
 use crate::corpus::{Loader, ReadAhead, Rejections, StepShape};
-use crate::device::{Devices, Opened, gpu_peak};
+use crate::device::gpu_peak;
 use crate::error::{Error, Result};
 use crate::eval::{Cuts, EvalReport};
-use crate::kernels::Simd;
 use crate::metrics::{self, Console, Event, Jsonl, Screen, Sink, Sinks};
 use crate::model::Decoder;
 use crate::report::{Column, Status, Summary, Written, eval_table, recorded};
@@ -112,6 +111,7 @@ struct Session<'a> {
     student: Decoder,
     companions: Companions,
     state: TrainState,
+    provenance: provenance::Record,
     /// What the choice of layers rests on, where this session made it.
     cuts: Option<Cuts>,
 }
@@ -128,13 +128,21 @@ impl<'a> Session<'a> {
         let companions = Companions::of(plan.encoder.tokenizer())?;
         let fingerprints = fingerprints::of(plan, &companions)?;
         let state = match start {
-            Start::Fresh => TrainState::new(fingerprints, hardware(plan)),
+            Start::Fresh => TrainState::new(fingerprints, build::hardware(&plan.devices)),
             Start::From(origin) => {
-                let state = TrainState::read(&origin.checkpoint)?;
+                let mut state = TrainState::read(&origin.checkpoint)?;
                 fingerprints::check(&state.fingerprints, &fingerprints)?;
+                if state.loader.order.is_empty() {
+                    state.loader.order = order_until(plan, state.step)?;
+                }
                 state
             }
         };
+        let origin = match start {
+            Start::Fresh => None,
+            Start::From(origin) => Some((&origin.checkpoint, &state)),
+        };
+        let provenance = provenance::Record::begin(plan, origin, build::hardware(&plan.devices))?;
         let (teacher, cuts) = match searched {
             Some((teacher, cuts)) => (Some(teacher), Some(cuts)),
             None => (build::teacher(plan, screen)?, None),
@@ -143,7 +151,7 @@ impl<'a> Session<'a> {
             Start::Fresh => build::student(plan, teacher.as_ref(), screen)?,
             Start::From(origin) => build::resumed_student(plan, &origin.checkpoint, screen)?,
         };
-        Ok(Self { plan, start, screen, interrupted, stop_after, teacher, student, companions, state, cuts })
+        Ok(Self { plan, start, screen, interrupted, stop_after, teacher, student, companions, state, provenance, cuts })
     }
 
     /// Opens the run's folder for writing, as it has to be at the state's step: nothing of a later one counts any more.
@@ -182,6 +190,7 @@ impl<'a> Session<'a> {
             let theirs = origin.run_dir.join(layout::METRICS);
             std::fs::copy(&theirs, log).map_err(|e| Error::unreadable(&theirs, e))?;
         }
+        store.go_on_from(origin.checkpoint.manifest());
         store.point_best_at(self.state.best.map(|best| best.step))
     }
 
@@ -196,7 +205,8 @@ impl<'a> Session<'a> {
             let message = "the run's cache is not there any more: the teacher is asked again".into();
             warn(&mut sinks, self.state.step, "cache_lost", message)?;
         }
-        let storing = storing.map(|teacher| write_through(plan, teacher, self.screen)).transpose()?;
+        let storing = storing.map(|teacher| write_through(plan, teacher, self.provenance.teacher_weights()?));
+        let storing = storing.transpose()?;
         let speaking = storing.as_ref().map(|teacher| teacher as &dyn Teacher).or(live);
         let mut stepper = build::stepper(plan, speaking, &self.student)?;
         let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
@@ -205,7 +215,7 @@ impl<'a> Session<'a> {
             stepper.optimizer.restore(TrainState::read_moments(&origin.checkpoint)?)?;
             TrainState::restore_projections(&origin.checkpoint, stepper.hidden.as_ref())?;
             loader.restore(state.loader.clone())?;
-            for (code, message) in state.continue_here(hardware(plan)) {
+            for (code, message) in state.continue_here(build::hardware(&plan.devices)) {
                 warn(&mut sinks, state.step, code, message)?;
             }
             self.screen.line(&format!("resuming after step {}", Count(state.step)));
@@ -245,7 +255,7 @@ impl<'a> Session<'a> {
             store: &store,
             sinks: &mut sinks,
             evaluate: plan.held_out.as_ref().map(|_| &mut evaluate_step as _),
-            save_model: &|dir| self.save_model(dir),
+            save_model: &|dir, state| self.save_model(dir, state),
             interrupted: self.interrupted,
             saved: match self.start {
                 Start::From(origin) if origin.same_run => Some(state.step),
@@ -324,11 +334,12 @@ impl<'a> Session<'a> {
     }
 
     /// The model of a checkpoint: a student with adapters is merged with them, and goes on from the adapters.
-    fn save_model(&self, dir: &Path) -> Result<()> {
+    fn save_model(&self, dir: &Path, state: &TrainState) -> Result<()> {
         if self.plan.config.student.source.adaptation().is_some() {
             write_adapters(dir, &self.student)?;
         }
-        write_model(dir, &self.student, &self.companions, Dtype::F32)
+        write_model(dir, &self.student, &self.companions, Dtype::F32)?;
+        self.provenance.after(state, self.plan.config.seed)?.write(dir)
     }
 
     /// Writes student/ and evaluates what stands on the disk: what is reported is what was delivered. None when it was
@@ -341,7 +352,10 @@ impl<'a> Session<'a> {
     ) -> Result<Option<Option<EvalReport>>> {
         let folder = student_folder(self.plan);
         let dtype = build::stored(self.plan.config.output.dtype);
-        atomic::write_folder(&folder, |dir| write_model(dir, &self.student, &self.companions, dtype))?;
+        atomic::write_folder(&folder, |dir| {
+            write_model(dir, &self.student, &self.companions, dtype)?;
+            self.provenance.after(state, self.plan.config.seed)?.write_over(dir)
+        })?;
         let saved = Decoder::load(&folder, false, &self.plan.devices.student.device)?;
         let report = self.evaluate(&saved, critic)?;
         if self.plan.held_out.is_some() && report.is_none() {
@@ -382,16 +396,17 @@ impl<'a> Session<'a> {
     }
 }
 
-fn writes_through(plan: &Plan) -> bool {
-    plan.config.cache.as_ref().is_some_and(|cache| cache.write_through)
+/// What a checkpoint that did not record it would have said of the order of its rows.
+fn order_until(plan: &Plan, steps: u64) -> Result<String> {
+    let mut loader = Loader::new(plan.train.clone(), plan.encoder.clone(), plan.order());
+    for _ in 0..steps {
+        loader.next_step(plan.config.train.batch_size, plan.config.data.packing)?;
+    }
+    Ok(loader.state().order.clone())
 }
 
-/// What results depend on in their last bits: the GPUs, or the CPU's instructions.
-fn hardware(plan: &Plan) -> String {
-    let Devices { teacher, student } = &plan.devices;
-    let name = |opened: &Opened| opened.hardware.clone().unwrap_or_else(|| Simd::level().name().to_owned());
-    let (teacher, student) = (name(teacher), name(student));
-    if teacher == student { student } else { format!("{teacher} (teacher), {student} (student)") }
+fn writes_through(plan: &Plan) -> bool {
+    plan.config.cache.as_ref().is_some_and(|cache| cache.write_through)
 }
 
 fn student_folder(plan: &Plan) -> PathBuf {

@@ -25,7 +25,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-pub use resume::{Difference, resume_differences};
+pub use resume::{Difference, identity, resume_differences};
 pub use types::*;
 
 use crate::checkpoint::atomic;

@@ -139,16 +139,26 @@ pub fn encoder(
     max_length: usize,
     loss_on: LossOn,
 ) -> Result<Encoder> {
-    let template = match template {
-        ChatTemplate::Auto => TemplateChoice::Auto,
-        ChatTemplate::None => TemplateChoice::Off,
-        ChatTemplate::File(file) => TemplateChoice::File(file.clone()),
-    };
-    let loss_on = match loss_on {
-        LossOn::Completion => crate::corpus::LossOn::Completion,
-        LossOn::All => crate::corpus::LossOn::All,
-    };
-    Encoder::new(tokenizer, &template, max_length, loss_on)
+    Encoder::new(tokenizer, &template.into(), max_length, loss_on.into())
+}
+
+impl From<&ChatTemplate> for TemplateChoice {
+    fn from(template: &ChatTemplate) -> Self {
+        match template {
+            ChatTemplate::Auto => Self::Auto,
+            ChatTemplate::None => Self::Off,
+            ChatTemplate::File(file) => Self::File(file.clone()),
+        }
+    }
+}
+
+impl From<LossOn> for crate::corpus::LossOn {
+    fn from(loss_on: LossOn) -> Self {
+        match loss_on {
+            LossOn::Completion => Self::Completion,
+            LossOn::All => Self::All,
+        }
+    }
 }
 
 /// The folder of a model path, or why it is none.

@@ -31,6 +31,16 @@ fn may_differ(key: &str) -> bool {
         || key.starts_with("checkpoint.")
 }
 
+/// The keys that make a run this one, dotted: all that a resumed run may not change.
+///
+/// # Errors
+/// As [`super::to_toml`].
+pub fn identity(config: &RunConfig) -> Result<BTreeMap<String, toml::Value>> {
+    let mut keys = flat(config)?;
+    keys.retain(|key, _| !may_differ(key));
+    Ok(keys)
+}
+
 /// Every key that differs and may not, by name.
 ///
 /// # Errors

@@ -26,7 +26,8 @@ pub enum LossOn {
 }
 
 /// Which chat template turns conversations into text.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TemplateChoice {
     /// The one in the tokenizer's folder.
     #[default]

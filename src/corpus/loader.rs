@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::batch::{Batch, Row};
 use super::encode::{EncodeError, EncodedRow, Encoder};
 use super::index::{CorpusIndex, OnBadRecord, Rejections};
-use super::order::shuffled;
+use super::order::{Taken, shuffled};
 use crate::{Error, Result};
 
 /// How a corpus is gone through.
@@ -39,6 +39,10 @@ pub struct LoaderState {
     pub records_rejected: u64,
     /// Rows used since the epoch began.
     pub epoch_rows_used: u64,
+    /// Commits to which rows were in which step so far, and in which order: a chain of SHA-256 over the steps. Empty before
+    /// the first step, and in checkpoints of versions that did not record it.
+    #[serde(default)]
+    pub order: String,
 }
 
 /// What one optimizer step trains on.
@@ -68,6 +72,8 @@ pub struct Loader {
     permutation: Option<Vec<u32>>,
     /// The record at the cursor, encoded; None: not looked at yet.
     current: Option<Vec<EncodedRow>>,
+    /// Rows of the step that is being put together.
+    taken: Taken,
     rejections: Rejections,
 }
 
@@ -80,6 +86,7 @@ impl Loader {
             state: LoaderState::default(),
             permutation: None,
             current: None,
+            taken: Taken::default(),
             rejections: Rejections::default(),
         };
         loader.permute();
@@ -127,17 +134,20 @@ impl Loader {
             }
             let epoch = self.state.epoch;
             let mut items = vec![];
+            self.taken.clear();
             while items.len() < batch_size.max(1) {
                 let item = if packing { self.pack()? } else { self.take(usize::MAX)?.into_iter().collect() };
                 if item.is_empty() {
                     break;
                 }
+                self.taken.end_item();
                 items.push(item);
             }
             if self.state.cursor == self.index.len() as u64 && items.is_empty() {
                 self.end_epoch()?;
                 continue;
             }
+            self.state.order = self.taken.link(&self.state.order, epoch);
             return Ok(Some(Step { items, epoch }));
         }
     }
@@ -192,6 +202,8 @@ impl Loader {
                 Some(row) => {
                     self.state.rows_used += first_epoch;
                     self.state.epoch_rows_used += 1;
+                    let record = self.record() as u32;
+                    self.taken.row(record, self.state.row as u32 - 1);
                     return Ok(Some(row));
                 }
             }
@@ -199,10 +211,14 @@ impl Loader {
         Ok(None)
     }
 
-    fn encode_current(&mut self) -> Result<Vec<EncodedRow>> {
+    /// The number of the record at the cursor in the corpus.
+    fn record(&self) -> usize {
         let place = self.state.cursor as usize;
-        let record = self.permutation.as_ref().map_or(place, |order| order[place] as usize);
-        let (record, place) = self.index.read(record)?;
+        self.permutation.as_ref().map_or(place, |order| order[place] as usize)
+    }
+
+    fn encode_current(&mut self) -> Result<Vec<EncodedRow>> {
+        let (record, place) = self.index.read(self.record())?;
         match self.encoder.encode(&record, &place) {
             Ok(encoded) => Ok(encoded.rows),
             Err(EncodeError::Setup(error)) => Err(error),

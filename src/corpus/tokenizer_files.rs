@@ -38,6 +38,9 @@ impl TokenizerFiles {
         Ok(Self { origin: dir.to_owned(), files })
     }
 
+    /// The names that a tokenizer's own files may have.
+    pub const NAMES: [&str; 5] = OWN;
+
     /// Files that were made from something else, which `origin` names.
     pub(super) fn made(origin: &Path, files: Vec<(&'static str, Vec<u8>)>) -> Self {
         let files = files.into_iter().map(|(name, content)| (name, content.into())).collect();

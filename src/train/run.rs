@@ -45,7 +45,7 @@ pub struct Evaluated {
 }
 
 /// Everything a run works with. `evaluate` is None without held-out rows and returns None when it was interrupted;
-/// `save_model` writes the student into a checkpoint's folder.
+/// `save_model` writes the student, as it is at a state, into a checkpoint's folder.
 pub struct Run<'a> {
     pub stepper: Stepper<'a>,
     /// From where `state.loader` stands.
@@ -59,7 +59,7 @@ pub struct Run<'a> {
     pub store: &'a Store,
     pub sinks: &'a mut dyn Sink,
     pub evaluate: Option<&'a mut dyn FnMut(u64) -> Result<Option<Evaluated>>>,
-    pub save_model: &'a dyn Fn(&Path) -> Result<()>,
+    pub save_model: &'a dyn Fn(&Path, &TrainState) -> Result<()>,
     pub interrupted: &'a AtomicBool,
     /// The step whose checkpoint stands in the store as the state is now.
     pub saved: Option<u64>,
@@ -171,7 +171,7 @@ impl Run<'_> {
         // No checkpoint is ahead of its metrics.
         self.sinks.flush()?;
         self.store.save(step, |dir| {
-            (self.save_model)(dir)?;
+            (self.save_model)(dir, &self.state)?;
             self.state.write(dir, &self.stepper.optimizer, self.stepper.hidden.as_ref())
         })?;
         let again = self.saved.replace(step) == Some(step);

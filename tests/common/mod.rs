@@ -176,6 +176,11 @@ impl Bench {
     }
 }
 
+/// [`files`] without what says where the model comes from: models that are the same, made in two ways.
+pub fn model_files(folder: &Path) -> Files {
+    files(folder).into_iter().filter(|(name, _)| name != "provenance.json").collect()
+}
+
 pub type Files = std::collections::BTreeMap<String, Vec<u8>>;
 
 /// Every file of a folder by name, but times.json and the manifest that has its digest. The number of threads, which

@@ -1,15 +1,13 @@
 //! What a config and its teacher come to as the header of a cache.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use crate::cache::{Codec, Header, TeacherId, Values, Writer};
 use crate::checkpoint::layout;
 use crate::commands::fingerprints::teacher_files;
+use crate::commands::provenance::Digests;
 use crate::config::cached::{data_id, fits_gpu, fits_vocabulary};
 use crate::config::plan::Plan;
 use crate::config::{CacheCodec, CacheConfig, CacheValues, Scheduled, TeacherConfig, Word};
@@ -20,10 +18,10 @@ use crate::teacher::{LocalTeacher, Teacher, WriteThrough};
 use crate::units::hex;
 
 /// The folder in a run's, of `cache.write_through`.
-const FOLDER: &str = "cache";
+pub const FOLDER: &str = "cache";
 
-/// The header of a cache of `teacher`'s word, without rows.
-pub fn header(plan: &Plan, teacher: &LocalTeacher, screen: &Screen) -> Result<Header> {
+/// The header of a cache of `teacher`'s word, without rows. `weights`: [`weights_digest`].
+pub fn header(plan: &Plan, teacher: &LocalTeacher, weights: String) -> Result<Header> {
     let config = &plan.config;
     let cache = config.cache.clone().unwrap_or_default();
     // A longer teacher's row is cut to the student's, as the loss of a live one does it.
@@ -45,7 +43,7 @@ pub fn header(plan: &Plan, teacher: &LocalTeacher, screen: &Screen) -> Result<He
         values(&cache),
         vocab,
         &[temperature],
-        teacher_id(live, teacher.decoder(), hex(&plan.encoder.tokenizer().vocabulary_digest()), screen)?,
+        teacher_id(live, teacher.decoder(), hex(&plan.encoder.tokenizer().vocabulary_digest()), weights),
         data_id(&plan.encoder, config.data.loss_on),
     ))
 }
@@ -69,40 +67,31 @@ fn values(cache: &CacheConfig) -> Values {
     }
 }
 
-/// Who `teacher` is, by every byte of its weights. `tokenizer`: the digest of its vocabulary.
-pub fn teacher_id(config: &TeacherConfig, model: &Decoder, tokenizer: String, screen: &Screen) -> Result<TeacherId> {
+/// A digest of every byte of a live teacher's weights.
+pub fn weights_digest(config: &TeacherConfig, screen: &Screen) -> Result<String> {
     let progress = screen.progress("digesting the teacher's weights", None);
-    let files: Vec<PathBuf> = teacher_files(config)?;
-    let digests = files.par_iter().map(of_file).collect::<Result<Vec<_>>>()?;
+    let (files, digests): (Vec<PathBuf>, _) = (teacher_files(config)?, Digests::default());
+    files.par_iter().try_for_each(|path| digests.of(path).map(drop).map_err(|e| Error::unreadable(path, e)))?;
     progress.finish();
-    let mut hasher = Sha256::new();
-    digests.iter().for_each(|digest| hasher.update(digest));
+    digests.over(&files)
+}
+
+/// Who a teacher is. `tokenizer`: the digest of its vocabulary; `weights`: that of its weights.
+pub fn teacher_id(config: &TeacherConfig, model: &Decoder, tokenizer: String, weights: String) -> TeacherId {
     let shape = model.config();
-    Ok(TeacherId {
+    TeacherId {
         architecture: shape.family.name().into(),
         parameters: shape.parameters() as u64,
         dtype: config.dtype.word().into(),
-        weights: hex(&hasher.finalize()),
+        weights,
         tokenizer,
-    })
-}
-
-fn of_file(path: &PathBuf) -> Result<[u8; 32]> {
-    let unreadable = |cause| Error::unreadable(path, cause);
-    let mut file = File::open(path).map_err(unreadable)?;
-    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).map_err(unreadable)? {
-            0 => return Ok(hasher.finalize().into()),
-            n => hasher.update(&buffer[..n]),
-        }
     }
 }
 
-/// `teacher`, whose word goes into the cache of the run's folder.
-pub fn write_through<'a>(plan: &Plan, teacher: &'a LocalTeacher, screen: &Screen) -> Result<WriteThrough<'a>> {
+/// `teacher`, whose word goes into the cache of the run's folder. `weights`: the digest of its weights.
+pub fn write_through<'a>(plan: &Plan, teacher: &'a LocalTeacher, weights: String) -> Result<WriteThrough<'a>> {
     let dir = folder(plan);
-    let header = header(plan, teacher, screen)?;
+    let header = header(plan, teacher, weights)?;
     fits_gpu(header.codec, &plan.devices)?;
     let writer = if layout::is_fresh(&dir)? { Writer::create(&dir, header)? } else { Writer::resume(&dir, &header)? };
     Ok(WriteThrough::new(teacher, writer))

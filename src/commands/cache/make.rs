@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::header::header;
+use super::header::{header, weights_digest};
 use super::rows::{Rows, corpus_digest};
 use super::summary;
 use crate::cache::{
@@ -72,7 +72,8 @@ pub fn run(args: &CacheArgs) -> Result<Outcome> {
     let stop = || signals.flag().load(Ordering::Relaxed);
     let teacher = build::teacher(&plan, &screen)?;
     let teacher = teacher.as_ref().and_then(build::AnyTeacher::live).ok_or_else(|| Error::run("no live teacher"))?;
-    let mut wanted = header(&plan, teacher, &screen)?;
+    let live = plan.config.teacher.as_ref().ok_or_else(|| Error::run("a cache without a teacher"))?;
+    let mut wanted = header(&plan, teacher, weights_digest(live, &screen)?)?;
     wanted.shard = shard;
     if args.dry_run {
         let known = match fresh || !args.resume {

@@ -5,7 +5,7 @@ mod make;
 mod rows;
 mod stats;
 
-pub use header::{folder, write_through};
+pub use header::{FOLDER, folder, write_through};
 pub use rows::corpus_digest;
 
 use std::path::Path;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::header::teacher_id;
+use super::header::{teacher_id, weights_digest};
 use super::summary;
 use crate::cache::{Codec, Header, Reader, Record, Targets, encode_batch};
 use crate::cli::StatsArgs;
@@ -117,9 +117,9 @@ fn costs(cache: &Reader, teacher: &Path, student: &Path, args: &StatsArgs, scree
     let config = TeacherConfig { kind, path: teacher.to_owned(), tokenizer: None, dtype, device: None };
     let devices = Devices::open(kind.device(args.device.choice), args.device.choice)?;
     let live = build::load_teacher(&config, &devices, screen)?;
-    let id = teacher_id(&config, live.decoder(), header.teacher.tokenizer.clone(), screen)?;
+    let weights = weights_digest(&config, screen)?;
     let mut theirs = header.clone();
-    theirs.teacher = id;
+    theirs.teacher = teacher_id(&config, live.decoder(), header.teacher.tokenizer.clone(), weights);
     if let Some(difference) = header.difference(&theirs) {
         return Err(Error::input(format!("{} is not the cache's teacher: {difference}", teacher.display())));
     }

@@ -40,6 +40,34 @@ fn every_epoch_holds_every_row_once_in_an_order_of_its_own() {
 }
 
 #[test]
+fn the_commitment_to_the_order_is_that_of_the_steps_however_often_the_loader_was_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, encoder) = (corpus(dir.path(), 10), Arc::new(Setup::off().encoder()));
+    let commitments = |seed, shuffle, batch_size, packing, restore: bool| -> Vec<String> {
+        let order = LoadOrder { seed, shuffle, epochs: Some(2) };
+        let mut loader = Loader::new(index.clone(), encoder.clone(), order);
+        let mut all = vec![loader.state().order.clone()];
+        while loader.next_step(batch_size, packing).unwrap().is_some() {
+            all.push(loader.state().order.clone());
+            if restore {
+                let state = loader.state().clone();
+                loader = Loader::new(index.clone(), encoder.clone(), order);
+                loader.restore(state).unwrap();
+            }
+        }
+        all
+    };
+    let plain = commitments(1, true, 4, false, false);
+    assert_eq!((plain.len(), plain[0].as_str()), (7, ""));
+    assert_eq!(plain, commitments(1, true, 4, false, true));
+    assert_eq!(commitments(1, true, 2, true, false), commitments(1, true, 2, true, true));
+    let others = [(2, true, 4, false), (1, false, 4, false), (1, true, 5, false), (1, true, 4, true)];
+    for (seed, shuffle, batch_size, packing) in others {
+        assert_ne!(plain[1], commitments(seed, shuffle, batch_size, packing, false)[1]);
+    }
+}
+
+#[test]
 fn packs_are_whole_rows_in_order_and_as_full_as_they_come() {
     let dir = tempfile::tempdir().unwrap();
     let index = corpus(dir.path(), 50);

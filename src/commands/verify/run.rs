@@ -1,0 +1,149 @@
+//! A run's folder: its checkpoints, its student, and whether its logs tell of the same run.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::folder::{self, Made};
+use super::{Finding, Report, cached, nothing, sources};
+use crate::checkpoint::provenance::Training;
+use crate::checkpoint::{find, layout};
+use crate::commands::{cache, responses};
+use crate::error::Result;
+use crate::report::{Status, Summary};
+
+const STUDENT: &str = "student";
+const SUMMARY: &str = "summary.json";
+
+pub fn check(report: &mut Report, run: &Path) -> Result<()> {
+    let steps = find::steps(run)?;
+    let student = run.join(STUDENT);
+    if steps.is_empty() && !student.exists() {
+        return Err(nothing(run));
+    }
+    let mut made = vec![];
+    for &step in &steps {
+        let name = layout::folder_name(step);
+        let prefix = format!("{}/{name}/", layout::CHECKPOINTS);
+        made.extend(folder::checkpoint(report, &run.join(layout::CHECKPOINTS).join(name), &prefix));
+    }
+    pointers(report, run, &steps);
+    let ended = Summary::read(run).is_ok_and(|summary| matches!(summary.status, Status::Complete | Status::TimeUp));
+    if student.exists() {
+        let prefix = format!("{STUDENT}/");
+        match made.is_empty() && !student.join(layout::PROVENANCE).exists() {
+            true => {
+                let why = "it is of a version that recorded none, or was damaged".to_owned();
+                report.add(format!("{prefix}{}", layout::PROVENANCE), Finding::NotThere(why));
+            }
+            false => made.extend(folder::model(report, &student, &prefix)),
+        }
+    } else if ended {
+        report.add(STUDENT, Finding::Differs("it is missing, and the run has ended".into()));
+    }
+    metrics(report, run, &made);
+    summary(report, run, &made);
+    if let Some(checked) = responses::changed(run) {
+        report.judge(layout::RESPONSES, checked.err().map(|error| error.to_string()));
+    }
+    let own_cache = run.join(cache::FOLDER);
+    if own_cache.is_dir() {
+        // A run that was killed has not finished its cache either.
+        match ended || own_cache.join("index.bin").exists() {
+            true => cached(report, &own_cache, &format!("{}/", cache::FOLDER)),
+            false => {
+                report.add(cache::FOLDER, Finding::NotThere("the run has not ended, nor the cache it writes".into()))
+            }
+        }
+    }
+    sources::check(report, &made);
+    Ok(())
+}
+
+/// latest and best.
+fn pointers(report: &mut Report, run: &Path, steps: &[u64]) {
+    for name in [layout::LATEST, layout::BEST] {
+        let pointer = run.join(layout::CHECKPOINTS).join(name);
+        let what = format!("{}/{name}", layout::CHECKPOINTS);
+        if !pointer.exists() {
+            if name == layout::LATEST && !steps.is_empty() {
+                report.add(what, Finding::Differs("it is missing".into()));
+            }
+            continue;
+        }
+        let differs = match (find::follow(&pointer), std::fs::read(&pointer)) {
+            (Err(damage), _) => Some(damage.to_string()),
+            (Ok(folder), _) if !folder.is_dir() => Some("the checkpoint it names is missing".into()),
+            // Not even white space is other than it was written.
+            (Ok(folder), Ok(text)) => {
+                let wanted = folder.file_name().map(|name| format!("{}\n", name.to_string_lossy()).into_bytes());
+                (wanted != Some(text)).then(|| "it has bytes besides the name of a checkpoint".into())
+            }
+            (Ok(_), Err(cause)) => Some(cause.to_string()),
+        };
+        report.judge(what, differs);
+    }
+}
+
+fn trainings(made: &[Made]) -> impl Iterator<Item = &Training> {
+    made.iter().filter_map(|made| made.provenance.training.as_ref())
+}
+
+/// metrics.jsonl has no digest: it grows. What it says of steps has to agree with what the checkpoints say.
+fn metrics(report: &mut Report, run: &Path, made: &[Made]) {
+    let Ok(text) = std::fs::read(run.join(layout::METRICS)) else {
+        return report.add(layout::METRICS, Finding::Differs("it is missing or cannot be read".into()));
+    };
+    let lines = text.split_inclusive(|&byte| byte == b'\n').enumerate();
+    // What a kill left unfinished is no line.
+    let lines = lines.filter(|(_, line)| line.ends_with(b"\n"));
+    let mut tokens: Vec<Option<u64>> = vec![];
+    for (n, line) in lines {
+        let Ok(event) = serde_json::from_slice::<Value>(line) else {
+            return report.add(layout::METRICS, Finding::Differs(format!("line {} is no JSON", n + 1)));
+        };
+        if event["event"] == "train" {
+            let next = tokens.len() as u64 + 1;
+            if event["step"] != next {
+                let why = format!("line {} is of step {}, where step {next} belongs", n + 1, event["step"]);
+                return report.add(layout::METRICS, Finding::Differs(why));
+            }
+            tokens.push(event["tokens"].as_u64());
+        }
+    }
+    let wrong = trainings(made).find(|training| {
+        let at = training.steps.checked_sub(1).and_then(|at| tokens.get(at as usize));
+        at != Some(&Some(training.target_tokens))
+    });
+    let differs = wrong.map(|training| {
+        let (steps, tokens) = (training.steps, training.target_tokens);
+        format!("it does not say that step {steps} came to {tokens} target tokens")
+    });
+    report.judge(layout::METRICS, differs);
+}
+
+/// summary.json, where a model of the same step is there to compare with.
+fn summary(report: &mut Report, run: &Path, made: &[Made]) {
+    if !run.join(SUMMARY).exists() {
+        return report.add(SUMMARY, Finding::NotThere("the run has not ended".into()));
+    }
+    let summary = match Summary::read(run) {
+        Ok(summary) => summary,
+        Err(error) => return report.add(SUMMARY, Finding::Differs(error.to_string())),
+    };
+    let Some(of_step) = made
+        .iter()
+        .find(|made| made.provenance.training.as_ref().is_some_and(|training| training.steps == summary.steps))
+    else {
+        let why = format!("there is no model of step {} to compare it with", summary.steps);
+        return report.add(SUMMARY, Finding::NotThere(why));
+    };
+    let tokens = of_step.provenance.training.as_ref().map(|training| training.target_tokens);
+    let rows = of_step.provenance.corpus.as_ref().and_then(|corpus| corpus.rows.as_ref());
+    let same_rows = rows.is_none_or(|rows| {
+        (rows.used, rows.dropped, rows.truncated, rows.rejected)
+            == (summary.rows_used, summary.rows_dropped, summary.rows_truncated, summary.rows_rejected)
+    });
+    let same = tokens == Some(summary.tokens) && same_rows;
+    report.judge(SUMMARY, (!same).then(|| format!("its counts are not those of the model of step {}", summary.steps)));
+}

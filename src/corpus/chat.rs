@@ -278,7 +278,8 @@ fn without_generation_tags(source: &str) -> String {
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
-        let Some(end) = tag.find("%}") else { break };
+        // Of `{%}` the percent sign is no end.
+        let Some(end) = tag[2..].find("%}").map(|at| at + 2) else { break };
         out.push_str(before);
         let inner = tag[2..end].trim_matches(|c| c == '-' || c == '+').trim();
         let replacement = match inner {

@@ -9,6 +9,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Se
 #[derive(Debug)]
 pub(super) enum Field {
     Text(String),
+    Flag(bool),
     Messages(Vec<Turn>),
     /// Of another type, named as JSON names it.
     Other(&'static str),
@@ -18,6 +19,7 @@ impl Field {
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Field::Text(_) => "string",
+            Field::Flag(_) => "boolean",
             Field::Messages(_) => "array",
             Field::Other(kind) => kind,
         }
@@ -49,6 +51,12 @@ pub(super) struct Fields {
     pub(super) duplicate: Option<String>,
 }
 
+/// Any field but `messages`: of a container nothing is kept but whether it is an empty list. A list of numbers takes 2 bytes each in the file and many times that as turns.
+struct Leaf(Field);
+
+/// Elements of a list and keys of an object: far above any row's, and small enough to hold.
+const MOST: usize = 1 << 16;
+
 pub(super) enum Top {
     Object(Box<Fields>),
     Other(&'static str),
@@ -62,6 +70,9 @@ fn walk<'de, M: MapAccess<'de>>(
     let (mut seen, mut duplicate) = (HashSet::new(), None);
     while let Some(key) = map.next_key::<String>()? {
         let repeated = seen.contains(&key);
+        if seen.len() == MOST {
+            return Err(M::Error::custom(format!("an object of more than {MOST} keys")));
+        }
         if repeated || !take(&key, map)? {
             map.next_value::<IgnoredAny>()?;
         }
@@ -77,11 +88,14 @@ fn walk<'de, M: MapAccess<'de>>(
 /// The visitor methods of every value whose type alone matters.
 macro_rules! scalars {
     ($make:expr) => {
+        scalars!($make, |_: bool| $make("boolean"));
+    };
+    ($make:expr, $flag:expr) => {
         fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
             f.write_str("any JSON value")
         }
-        fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-            Ok($make("boolean"))
+        fn visit_bool<E>(self, flag: bool) -> Result<Self::Value, E> {
+            Ok($flag(flag))
         }
         fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
             Ok($make("number"))
@@ -118,24 +132,55 @@ impl<'de> Deserialize<'de> for Top {
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Top, M::Error> {
                 let mut fields = Fields::default();
                 let duplicate = walk(&mut map, |key, map| {
-                    if key == "unfinished" {
-                        // Of any other type it is a field like any other.
-                        fields.unfinished = map.next_value::<serde_json::Value>()?.as_bool();
-                        return Ok(true);
-                    }
                     let field = match key {
-                        "messages" => &mut fields.messages,
+                        "messages" => {
+                            fields.messages = Some(map.next_value()?);
+                            return Ok(true);
+                        }
+                        "unfinished" => {
+                            // Of any other type it is a field like any other.
+                            if let Leaf(Field::Flag(flag)) = map.next_value()? {
+                                fields.unfinished = Some(flag);
+                            }
+                            return Ok(true);
+                        }
                         "prompt" => &mut fields.prompt,
                         "response" => &mut fields.response,
                         "completion" => &mut fields.completion,
                         "text" => &mut fields.text,
                         _ => return Ok(false),
                     };
-                    *field = Some(map.next_value()?);
+                    *field = Some(map.next_value::<Leaf>()?.0);
                     Ok(true)
                 })?;
                 fields.duplicate = duplicate;
                 Ok(Top::Object(Box::new(fields)))
+            }
+        }
+        deserializer.deserialize_any(V)
+    }
+}
+
+impl<'de> Deserialize<'de> for Leaf {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct V;
+        impl<'de> Visitor<'de> for V {
+            type Value = Leaf;
+            scalars!(|kind| Leaf(Field::Other(kind)), |flag| Leaf(Field::Flag(flag)));
+            fn visit_str<E>(self, text: &str) -> Result<Leaf, E> {
+                Ok(Leaf(Field::Text(text.into())))
+            }
+            fn visit_string<E>(self, text: String) -> Result<Leaf, E> {
+                Ok(Leaf(Field::Text(text)))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Leaf, A::Error> {
+                if seq.next_element::<IgnoredAny>()?.is_none() {
+                    return Ok(Leaf(Field::Messages(vec![])));
+                }
+                skip_array(seq).map(|()| Leaf(Field::Other("array")))
+            }
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Leaf, M::Error> {
+                walk(&mut map, |_, _| Ok(false)).map(|_| Leaf(Field::Other("object")))
             }
         }
         deserializer.deserialize_any(V)
@@ -147,7 +192,7 @@ impl<'de> Deserialize<'de> for Field {
         struct V;
         impl<'de> Visitor<'de> for V {
             type Value = Field;
-            scalars!(Field::Other);
+            scalars!(Field::Other, Field::Flag);
             fn visit_str<E>(self, text: &str) -> Result<Field, E> {
                 Ok(Field::Text(text.into()))
             }
@@ -157,9 +202,8 @@ impl<'de> Deserialize<'de> for Field {
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Field, A::Error> {
                 let mut turns = vec![];
                 while let Some(turn) = seq.next_element()? {
-                    // A row of numbers costs 2 bytes each in the file and many times that here.
-                    if turns.len() == 1 << 16 {
-                        return Err(A::Error::custom("an array of more than 65536 elements"));
+                    if turns.len() == MOST {
+                        return Err(A::Error::custom(format!("an array of more than {MOST} elements")));
                     }
                     turns.push(turn);
                 }
@@ -189,14 +233,12 @@ impl<'de> Deserialize<'de> for Turn {
                 let (mut role, mut content, mut calls_tools) = (None, None, false);
                 let duplicate = walk(&mut map, |key, map| {
                     match key {
-                        "role" => role = Some(map.next_value()?),
-                        "content" => content = Some(map.next_value()?),
+                        "role" => role = Some(map.next_value::<Leaf>()?.0),
+                        "content" => content = Some(map.next_value::<Leaf>()?.0),
                         "tool_calls" => {
-                            let calls: Field = map.next_value()?;
-                            calls_tools = match calls {
-                                Field::Messages(calls) => !calls.is_empty(),
-                                other => other.kind() != "null",
-                            };
+                            // An empty list and null are none.
+                            let Leaf(calls) = map.next_value()?;
+                            calls_tools = !matches!(calls, Field::Messages(_)) && calls.kind() != "null";
                         }
                         _ => return Ok(false),
                     }

@@ -1,6 +1,7 @@
 //! A model folder's tokenizer: tokenizer.json and what the files beside it say about its special tokens.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::path::Path;
 
 use serde_json::Value;
@@ -11,6 +12,20 @@ use super::chat::SpecialTokens;
 use super::tokenizer_files::{GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TokenizerFiles};
 use crate::printable::excerpt;
 use crate::{Error, Result};
+
+/// The parts of a tokenizer.json that the library takes for whole JSON: it panics where a file breaks off in one of them.
+#[derive(serde::Deserialize)]
+#[allow(dead_code)]
+struct Parts {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default)]
+    decoder: Value,
+}
 
 /// Text to token ids and back. Cheap to share between threads.
 #[derive(Debug)]
@@ -40,8 +55,12 @@ impl TextTokenizer {
     /// Input errors: a file that is malformed, a special token that the vocabulary does not have.
     pub fn new(files: TokenizerFiles) -> Result<Self> {
         let path = files.path(TOKENIZER);
-        let mut tokenizer = Tokenizer::from_bytes(files.get(TOKENIZER).unwrap_or_default())
-            .map_err(|e| Error::input(format!("{} is not a tokenizer: {}", path.display(), excerpt(&e.to_string()))))?;
+        let json = files.get(TOKENIZER).unwrap_or_default();
+        let refuse = |e: &dyn Display| {
+            Error::input(format!("{} is not a tokenizer: {}", path.display(), excerpt(&e.to_string())))
+        };
+        serde_json::from_slice::<Parts>(json).map_err(|e| refuse(&e))?;
+        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| refuse(&e))?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| Error::input(format!("{}: {e}", path.display())))?;
 

@@ -204,7 +204,7 @@ impl ModelConfig {
                  {head_dim} even"
             )));
         }
-        let layers = fields.size("num_hidden_layers")?;
+        let layers = fields.layers("num_hidden_layers")?;
         let attention_bias = fields.flag("attention_bias")?;
         let max_position_embeddings = fields.optional_size("max_position_embeddings")?.unwrap_or(2048);
         let windows = fields.windows(family, layers)?;

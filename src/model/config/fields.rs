@@ -41,6 +41,15 @@ impl<'a> Fields<'a> {
             .transpose()
     }
 
+    /// A number of layers: each takes memory before a weight is read, so this bound is far lower than that of sizes.
+    pub fn layers(&self, key: &str) -> Result<usize> {
+        const MOST: usize = 4096;
+        match self.size(key)? {
+            layers if layers <= MOST => Ok(layers),
+            layers => Err(Self::wrong(key, &layers.into(), &format!("a whole number from 1 to {MOST}"))),
+        }
+    }
+
     pub fn number(&self, key: &str) -> Result<Option<f64>> {
         self.get(key)
             .map(|v| v.as_f64().filter(|x| *x > 0.0).ok_or_else(|| Self::wrong(key, v, "a number above 0")))

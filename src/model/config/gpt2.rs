@@ -22,7 +22,7 @@ pub(super) fn read(fields: &Fields, raw: &Map<String, Value>) -> Result<ModelCon
     fields.refuse_flag("scale_attn_weights", false)?;
     fields.refuse_flag("scale_attn_by_inverse_layer_idx", true)?;
     fields.refuse_flag("add_cross_attention", true)?;
-    let (hidden_size, heads, layers) = (fields.size("n_embd")?, fields.size("n_head")?, fields.size("n_layer")?);
+    let (hidden_size, heads, layers) = (fields.size("n_embd")?, fields.size("n_head")?, fields.layers("n_layer")?);
     if hidden_size % heads != 0 {
         return Err(Error::input(format!("n_embd = {hidden_size} must be a multiple of n_head = {heads}")));
     }

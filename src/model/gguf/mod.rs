@@ -6,7 +6,7 @@ mod header;
 mod tests;
 mod tokenizer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::BufReader;
 use std::os::unix::fs::FileExt;
@@ -93,7 +93,7 @@ impl Gguf {
     /// Missing, unexpected and misshapen tensors, all at once.
     fn check_tensors(&self) -> Result<()> {
         let mut problems = vec![];
-        let mut known = vec!["rope_freqs.weight".to_owned()];
+        let mut known = BTreeSet::from(["rope_freqs.weight".to_owned()]);
         for spec in self.config.tensors() {
             let name = gguf_name(&spec.name).unwrap_or_default();
             match self.header.tensors.get(&name) {
@@ -103,9 +103,9 @@ impl Gguf {
                 }
                 Some(_) => {}
             }
-            known.push(name);
+            known.insert(name);
         }
-        let unexpected = self.header.tensors.keys().filter(|name| !known.contains(name));
+        let unexpected = self.header.tensors.keys().filter(|name| !known.contains(*name));
         problems.extend(unexpected.map(|name| format!("unexpected: {}", name.escape_debug())));
         if problems.is_empty() {
             return Ok(());

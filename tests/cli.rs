@@ -432,6 +432,17 @@ fn the_device_flag_of_eval_wins_over_the_devices_that_a_run_had() {
 }
 
 #[test]
+fn rollouts_without_a_prompt_to_answer_are_refused() {
+    let bench = Bench::with_teacher();
+    bench.write("train.jsonl", "{\"text\": \"red stone\"}\n{\"text\": \"the old river runs\"}\n");
+    for rollout in ["fraction = 0.5", "from = \"teacher\""] {
+        bench.distil_config(&format!("steps = 4\n[rollout]\n{rollout}\nmax_new_tokens = 5"));
+        let refused = bench.refused(&["train", "--config", "run.toml"]);
+        assert!(refused.contains("no row of data.train has one (texts have none)"), "{refused}");
+    }
+}
+
+#[test]
 fn a_student_learns_from_its_own_answers_to_prompts_without_responses() {
     let bench = Bench::with_teacher();
     let prompts: String = (0..9).map(|i| format!("{{\"prompt\": \"{} {i}?\"}}\n", common::WORDS[i % 8])).collect();

@@ -329,6 +329,13 @@ impl Plan {
             Length::Steps(steps) => steps,
             Length::Epochs(epochs) => count(epochs)?,
         };
+        let answers = config.rollout.as_ref().is_some_and(|rollout| rollout.answers(config.responses.is_some()));
+        if answers && scan.rows_with_prompt == 0 {
+            return Err(Error::input(
+                "[rollout] has prompts answered, and no row of data.train has one (texts have none): give rows with a prompt, or \
+                 leave [rollout] out",
+            ));
+        }
         let written = config.rollout.as_ref().filter(|rollout| rollout.on_policy());
         let longest = written.map_or(scan.longest, |rollout| {
             config.data.max_length.min(scan.longest.saturating_add(rollout.max_new_tokens))

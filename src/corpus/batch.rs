@@ -30,6 +30,15 @@ impl Row {
     pub fn target_count(&self) -> usize {
         self.targets.iter().filter(|&&t| t).count()
     }
+
+    /// Tokens before the last answer. None: there is nothing but perhaps a first special token, as in a text.
+    pub fn prompt_len(&self) -> Option<usize> {
+        let end = match self.targets.iter().rposition(|&target| target) {
+            None => return Some(self.tokens.len()),
+            Some(last) => self.targets[..last].iter().rposition(|&target| !target).map_or(0, |t| t + 1),
+        };
+        (end > 1).then_some(end)
+    }
 }
 
 /// R rows of T tokens in all, N of them targets.

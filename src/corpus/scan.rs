@@ -19,6 +19,8 @@ pub struct Scan {
     pub records_read: u64,
     /// Rows that have a target.
     pub rows_used: u64,
+    /// Of these, rows with something to answer.
+    pub rows_with_prompt: u64,
     pub rows_dropped: u64,
     pub rows_truncated: u64,
     pub records_split: u64,
@@ -134,6 +136,7 @@ impl Scan {
                 continue;
             };
             self.rows_used += 1;
+            self.rows_with_prompt += row.prompt_len().is_some() as u64;
             self.tokens += row.tokens.len() as u64;
             self.target_tokens += row.target_count() as u64;
             self.longest = self.longest.max(row.tokens.len());
@@ -149,6 +152,7 @@ impl Scan {
         let (all, read) = (self.records as u128, self.records_read.max(1) as u128);
         for count in [
             &mut self.rows_used,
+            &mut self.rows_with_prompt,
             &mut self.rows_dropped,
             &mut self.rows_truncated,
             &mut self.records_split,

@@ -174,11 +174,7 @@ impl Rollouts<'_> {
     /// What precedes the last answer of a row. None: nothing does but perhaps a first special token, as in a text, or no
     /// answer would fit.
     fn prompt_of(&self, row: &Row) -> Option<Vec<u32>> {
-        let end = match row.targets.iter().rposition(|&target| target) {
-            None => return Some(row.tokens.clone()),
-            Some(last) => row.targets[..last].iter().rposition(|&target| !target).map_or(0, |t| t + 1),
-        };
-        (end > 1).then(|| row.tokens[..end].to_vec())
+        row.prompt_len().map(|len| row.tokens[..len].to_vec())
     }
 
     /// All answers, and how the first one ended. None when interrupted.

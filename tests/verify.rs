@@ -215,6 +215,19 @@ fn a_forged_order_is_found_from_the_corpus_alone() {
 }
 
 #[test]
+fn a_record_that_names_a_device_in_a_files_place_has_it_never_read() {
+    let bench = trained("steps = 1", &[]);
+    let dir = bench.path("run/student");
+    let mut forged = Provenance::read(&dir).unwrap();
+    let corpus = &mut forged.corpus.as_mut().unwrap().files[0];
+    (corpus.path, corpus.size) = ("/dev/zero".into(), 0);
+    forged.write_over(&dir).unwrap();
+    let report = check(&dir).unwrap();
+    let not_there = |what: &str| report.checks.iter().any(|(w, f)| w == what && matches!(f, Finding::NotThere(_)));
+    assert!(not_there("corpus: zero") && not_there("order of 1 steps"), "{report:#?}");
+}
+
+#[test]
 fn every_kind_of_run_says_what_it_has_and_nothing_else_and_is_found_as_it_says() {
     let gist = |bench: &Bench, run: &str| -> Value {
         clean(bench, run);

@@ -101,6 +101,15 @@ fn damaged_weights_are_named() {
     has(&cut(|n| n - 100), &["model.safetensors"]);
     has(&cut(|_| 20), &["model.safetensors"]);
     has(&cut(|_| 0), &["model.safetensors"]);
+    let bench = ready();
+    let whole = bench.read(weights);
+    bench.write(weights, &whole[..whole.len() - 100]);
+    let (has_bytes, needs) = (whole.len() - 100, whole.len());
+    let size = format!("it has {has_bytes} of the {needs} bytes that its header speaks of");
+    has(
+        &bench.refused(&["inspect", "teacher/student"]),
+        &["model.safetensors is not a whole", &size, "fetch it again"],
+    );
     let said = refused_after(|b| {
         let config = String::from_utf8(b.read("teacher/student/config.json")).unwrap();
         drop(b.write(

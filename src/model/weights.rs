@@ -20,8 +20,22 @@ pub type Weights = BTreeMap<String, Tensor>;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The weight files of a model folder.
+/// The weight files of a model folder, each of them there and whole.
+///
+/// Input errors: there are none, a shard is missing or would lie elsewhere, a pointer, a download that broke off.
 pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let files = named_files(folder)?;
+    for file in &files {
+        if !file.is_file() {
+            let unfinished = file.parent().map_or(String::new(), hub::broken_off);
+            return Err(Error::input(format!("the weight file {} does not exist{unfinished}", file.display())));
+        }
+        whole(file)?;
+    }
+    Ok(files)
+}
+
+fn named_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let single = folder.join(SINGLE);
     if single.is_file() {
         return Ok(vec![single]);
@@ -134,11 +148,6 @@ pub(super) fn index(mut at: usize, shape: &[usize]) -> String {
 }
 
 fn open(file: &Path) -> Result<MmapedSafetensors> {
-    if !file.is_file() {
-        let unfinished = file.parent().map_or(String::new(), hub::broken_off);
-        return Err(Error::input(format!("the weight file {} does not exist{unfinished}", file.display())));
-    }
-    whole(file)?;
     // SAFETY: the file is mapped read-only; that nobody truncates a model while it is being read is the assumption of
     // every loader that maps files.
     unsafe { MmapedSafetensors::new(file) }.map_err(|e| {

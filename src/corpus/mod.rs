@@ -20,6 +20,7 @@ mod scan;
 mod stored;
 mod tokenizer;
 mod tokenizer_files;
+mod tokenizer_parts;
 mod turns;
 
 #[cfg(test)]

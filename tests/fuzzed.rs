@@ -133,12 +133,16 @@ fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut ChaCha8Rng) {
     }
 }
 
-/// Inputs per reader; those that start threads or write whole folders get fewer.
+/// Inputs per reader; those that start threads or write whole folders get fewer. `FUZZ_READER=gguf FUZZ_ROUNDS=100000` chooses.
 fn rounds(name: &str) -> usize {
-    match name {
+    let few = match name {
         "template" => 300,
         "cache" | "gguf" | "tokenizer" | "weights" | "manifest" => 1500,
         _ => 4000,
+    };
+    match std::env::var("FUZZ_READER") {
+        Ok(chosen) if chosen != name => 0,
+        _ => std::env::var("FUZZ_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(few),
     }
 }
 

@@ -21,6 +21,7 @@ mod source;
 mod stored;
 mod tokenizer;
 mod tokenizer_files;
+mod tokenizer_parts;
 mod turns;
 
 #[cfg(test)]

@@ -10,22 +10,9 @@ use tokenizers::Tokenizer;
 
 use super::chat::SpecialTokens;
 use super::tokenizer_files::{GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TokenizerFiles};
+use super::tokenizer_parts;
 use crate::printable::excerpt;
 use crate::{Error, Result};
-
-/// The parts of a tokenizer.json that the library takes for whole JSON: it panics where a file breaks off in one of them.
-#[derive(serde::Deserialize)]
-#[allow(dead_code)]
-struct Parts {
-    #[serde(default)]
-    normalizer: Value,
-    #[serde(default)]
-    pre_tokenizer: Value,
-    #[serde(default)]
-    post_processor: Value,
-    #[serde(default)]
-    decoder: Value,
-}
 
 /// Text to token ids and back. Cheap to share between threads.
 #[derive(Debug)]
@@ -59,7 +46,7 @@ impl TextTokenizer {
         let refuse = |e: &dyn Display| {
             Error::input(format!("{} is not a tokenizer: {}", path.display(), excerpt(&e.to_string())))
         };
-        serde_json::from_slice::<Parts>(json).map_err(|e| refuse(&e))?;
+        tokenizer_parts::check(json).map_err(|e| refuse(&e))?;
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| refuse(&e))?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| Error::input(format!("{}: {e}", path.display())))?;

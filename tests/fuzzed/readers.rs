@@ -106,7 +106,7 @@ pub fn corpus(data: &[u8]) -> bool {
     let dir = folder(&[("data.jsonl", data)]);
     let paths = [dir.path().join("data.jsonl")];
     let strict = CorpusIndex::open(&paths, OnBadRecord::Fail);
-    let Ok(index) = CorpusIndex::open(&paths, OnBadRecord::Skip) else {
+    let Ok(index) = CorpusIndex::open(&paths, OnBadRecord::SKIP) else {
         assert!(strict.is_err());
         return false;
     };
@@ -388,7 +388,7 @@ pub fn manifest(data: &[u8]) -> bool {
 pub fn state(data: &[u8]) -> bool {
     let dir = folder(&[(layout::STATE, data), ("summary.json", data), (layout::OPTIMIZER, data)]);
     let summary = Summary::read(dir.path());
-    let manifest = Manifest::of(dir.path(), 1).expect("a manifest");
+    let manifest = Manifest::of(dir.path(), 1, None).expect("a manifest");
     std::fs::write(dir.path().join(layout::MANIFEST), manifest.to_bytes()).expect("a temporary file");
     let checkpoint = Checkpoint::open(dir.path()).expect("a checkpoint that was just made");
     let state = TrainState::read(&checkpoint);
@@ -403,7 +403,7 @@ pub fn metrics(data: &[u8]) -> bool {
     let dir = folder(&[("metrics.jsonl", data)]);
     let path = dir.path().join("metrics.jsonl");
     let drawn = draw_curves(&path, &dir.path().join("curves.svg"), "a run");
-    Jsonl::resume(&path, 100).expect("lines that are no events are dropped");
+    Jsonl::resume(&path, 100, true).expect("lines that are no events are dropped");
     let kept = std::fs::read(&path).expect("metrics");
     assert!(kept.is_empty() || kept.ends_with(b"\n"));
     drawn.is_ok()

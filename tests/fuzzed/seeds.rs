@@ -264,7 +264,7 @@ fn record(kind: u8) -> Vec<u8> {
 fn manifest() -> Vec<u8> {
     let dir = tempfile::tempdir().expect("a temporary folder");
     std::fs::write(dir.path().join("state.json"), "{}").expect("a file");
-    let manifest = Manifest::of(dir.path(), 1).expect("a manifest");
+    let manifest = Manifest::of(dir.path(), 1, None).expect("a manifest");
     [&manifest.to_bytes()[..], b"\0step-00000001\n"].concat()
 }
 

@@ -121,7 +121,7 @@ fn every_checkpoint_is_a_whole_model() {
     for kind in [Kind::Local, Kind::Lora] {
         let bench = bench(kind);
         let [saved, student] =
-            ["run/checkpoints/step-00000006", "run/student"].map(|dir| common::files(&bench.path(dir)));
+            ["run/checkpoints/step-00000006", "run/student"].map(|dir| common::model_files(&bench.path(dir)));
         for (name, content) in &student {
             assert!(saved.get(name) == Some(content), "{kind:?}: {name} is not that of the student's folder");
         }

@@ -17,12 +17,25 @@ struct Parts {
     decoder: Value,
 }
 
-/// Refuses a file that breaks off or is no JSON, words of no characters, and a damaged table of SentencePiece's normaliser. The
-/// error is a reason for a message.
+/// Refuses a file that breaks off or is no JSON, words of no characters, a damaged table of SentencePiece's normaliser, and a
+/// template of what is not there. The error is a reason for a message.
 pub(super) fn check(json: &[u8]) -> Result<(), String> {
     let Parts { normalizer, pre_tokenizer, post_processor, decoder } =
         serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    if templates(&post_processor) > 1 {
+        return Err("more than one TemplateProcessing".into());
+    }
     [normalizer, pre_tokenizer, post_processor, decoder].iter().try_for_each(check_part)
+}
+
+/// One takes the pieces of another for texts.
+fn templates(part: &Value) -> usize {
+    match part {
+        Value::Array(parts) => parts.iter().map(templates).sum(),
+        Value::Object(fields) if fields.contains_key("special_tokens") => 1,
+        Value::Object(fields) => fields.values().map(templates).sum(),
+        _ => 0,
+    }
 }
 
 fn check_part(part: &Value) -> Result<(), String> {
@@ -41,10 +54,28 @@ fn check_part(part: &Value) -> Result<(), String> {
                     return Err("precompiled_charsmap is damaged".into());
                 }
             }
+            // Also one without its type.
+            if let (Some(single), Some(special)) = (fields.get("single"), fields.get("special_tokens")) {
+                check_template(single, fields.get("pair"), special)?;
+            }
             fields.values().try_for_each(check_part)
         }
         _ => Ok(()),
     }
+}
+
+/// What stands around a text: only tokens that are listed, and no second text around a single one.
+fn check_template(single: &Value, pair: Option<&Value>, special: &Value) -> Result<(), String> {
+    let pieces = |of: &Value| of.as_array().cloned().unwrap_or_default();
+    if pieces(single).iter().any(|piece| piece["Sequence"]["id"] == "B") {
+        return Err("TemplateProcessing puts a second text around a single one".into());
+    }
+    for piece in pieces(single).iter().chain(&pair.map(pieces).unwrap_or_default()) {
+        if let Some(id) = piece["SpecialToken"]["id"].as_str().filter(|id| special.get(id).is_none()) {
+            return Err(format!("TemplateProcessing names the token {id:?}, which its special_tokens lack"));
+        }
+    }
+    Ok(())
 }
 
 /// Standard alphabet, padded.
@@ -148,6 +179,22 @@ mod tests {
         }
         assert!(refused(r#"{"decoder": {"type": "Fuse""#).starts_with("EOF"));
         assert!(refused(r#"{"pre_tokenizer": {"type": "FixedLength", "length": 0}}"#).contains("length 0"));
+        let template = |single: &str| {
+            format!(
+                r#"{{"type": "TemplateProcessing", "single": [{single}], "pair": [], "special_tokens": {{"a": {{}}}}}}"#
+            )
+        };
+        let around = |parts: &[String]| {
+            check(
+                format!(r#"{{"post_processor": {{"type": "Sequence", "processors": [{}]}}}}"#, parts.join(", "))
+                    .as_bytes(),
+            )
+        };
+        let a = template(r#"{"SpecialToken": {"id": "a", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}"#);
+        assert_eq!(around(std::slice::from_ref(&a)), Ok(()));
+        assert!(around(&[a.clone(), a]).unwrap_err().contains("more than one"));
+        assert!(around(&[template(r#"{"SpecialToken": {"id": "b"}}"#)]).unwrap_err().contains("\"b\""));
+        assert!(around(&[template(r#"{"Sequence": {"id": "B"}}"#)]).unwrap_err().contains("second text"));
         for charsmap in ["null", "\"\"", "\"A\"", "\"AA=A\"", "\"AAAA\""] {
             let json = format!(r#"{{"normalizer": [{{"type": "Precompiled", "precompiled_charsmap": {charsmap}}}]}}"#);
             assert!(check(json.as_bytes()).is_err(), "{charsmap}");

@@ -228,7 +228,11 @@ pub fn weights(data: &[u8]) -> bool {
 
 /// model.safetensors.index.json: no name in it leads out of the folder.
 pub fn weight_index(data: &[u8]) -> bool {
-    let dir = folder(&[("model.safetensors.index.json", data)]);
+    // The smallest safetensors file: a header of two bytes, and no tensor.
+    let empty = b"\x02\0\0\0\0\0\0\0{}";
+    let shards =
+        ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"].map(|name| (name, &empty[..]));
+    let dir = folder(&[("model.safetensors.index.json", data), shards[0], shards[1]]);
     let files = weight_files(dir.path());
     for file in files.iter().flatten() {
         assert_eq!(file.parent(), Some(dir.path()));
@@ -386,7 +390,8 @@ pub fn manifest(data: &[u8]) -> bool {
 
 /// state.json of a checkpoint that is whole, then summary.json and responses' neighbours that are plain JSON.
 pub fn state(data: &[u8]) -> bool {
-    let dir = folder(&[(layout::STATE, data), ("summary.json", data), (layout::OPTIMIZER, data)]);
+    let dir =
+        folder(&[(layout::STATE, data), ("summary.json", data), (layout::OPTIMIZER, data), (layout::TIMES, data)]);
     let summary = Summary::read(dir.path());
     let manifest = Manifest::of(dir.path(), 1, None).expect("a manifest");
     std::fs::write(dir.path().join(layout::MANIFEST), manifest.to_bytes()).expect("a temporary file");

@@ -112,8 +112,11 @@ fn metrics(report: &mut Report, run: &Path, made: &[Made]) {
         }
     }
     let wrong = trainings(made).find(|training| {
-        let at = training.steps.checked_sub(1).and_then(|at| tokens.get(at as usize));
-        at != Some(&Some(training.target_tokens))
+        let at = match training.steps.checked_sub(1) {
+            None => Some(0),
+            Some(at) => tokens.get(at as usize).copied().flatten(),
+        };
+        at != Some(training.target_tokens)
     });
     let differs = wrong.map(|training| {
         let (steps, tokens) = (training.steps, training.target_tokens);

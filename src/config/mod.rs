@@ -26,6 +26,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use resume::{Difference, identity, resume_differences};
+pub use rollout::RolloutConfig;
 pub use types::*;
 
 use crate::checkpoint::atomic;

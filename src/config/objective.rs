@@ -1,6 +1,7 @@
 //! The divergence that a config's loss names, and whether the run's teacher and devices can compute what
 //! is asked of them.
 
+use super::rollout::RolloutConfig;
 use super::types::*;
 use crate::cache::Codec;
 use crate::device::{Devices, Opened};

@@ -9,6 +9,7 @@ use super::disk::Disk;
 use super::hidden::hidden_can_be_compared;
 use super::memory::{Memory, estimate, places};
 use super::objective::{can_be_computed, has_kernels, has_positions, has_room_to_answer};
+use super::rollout::RolloutConfig;
 use super::tokenizer::students_tokenizer;
 use super::types::*;
 use crate::cache::{Codec, Reader, is_cache};

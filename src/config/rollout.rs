@@ -1,7 +1,40 @@
 //! The section [rollout]: who answers the corpus's prompts, and what that asks of the rest.
 
+use serde::Serialize;
+
 use super::reader::{Numbers, Reader};
 use super::types::*;
+
+/// Answers to the corpus's prompts that a model writes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RolloutConfig {
+    pub from: RolloutFrom,
+    /// Of the student: λ, the share of rows with a response that it answers in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fraction: Option<f64>,
+    pub max_new_tokens: usize,
+    /// 0: the likeliest token each time.
+    pub temperature: f64,
+    pub top_p: f64,
+    /// Of the student: it writes in every n-th step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_steps: Option<u64>,
+    /// Of a student that does not write in every step: rows that are kept to be learnt from again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffer: Option<usize>,
+}
+
+impl RolloutConfig {
+    /// Whether prompts without a response are rows: somebody is going to answer them.
+    pub fn answers(&self, written: bool) -> bool {
+        self.on_policy() || (self.from == RolloutFrom::Teacher && !written)
+    }
+
+    /// Whether the student answers anything.
+    pub fn on_policy(&self) -> bool {
+        self.from == RolloutFrom::Student && self.fraction.is_some_and(|fraction| fraction > 0.0)
+    }
+}
 
 /// Rows that a buffer keeps unless told otherwise.
 const BUFFER: usize = 256;

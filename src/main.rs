@@ -51,7 +51,7 @@ fn calm_candle_threads() {
 /// By default a write beyond a limit of file sizes (`ulimit -f`, some quotas) kills the process; as an error like a full disk's
 /// it is named, and nothing is lost.
 fn fail_at_quotas() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[cfg(unix)]
     // SAFETY: ignores a signal; no other thread runs yet.
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);

@@ -47,17 +47,17 @@ fn limited(bench: &Bench, args: &[&str], bytes: u64) -> Output {
 #[test]
 fn a_run_that_does_not_fit_on_the_disk_is_refused_before_it_begins() {
     let bench = Bench { on_cpu: true, ..Bench::with_teacher() };
-    bench.distil_config("steps = 2_000_000_000");
+    bench.distil_config("steps = 2_000_000_000_000_000");
     let text = String::from_utf8(bench.read("run.toml")).unwrap();
-    let many = "every_steps = 1\nkeep_last = 1_000_000_000";
+    let many = "every_steps = 1\nkeep_last = 1_000_000_000_000_000";
     bench.write("run.toml", text.replace("[checkpoint]\nevery_steps = 3", &format!("[checkpoint]\n{many}")));
     let said = bench.refused(&["train", "--config", "run.toml"]);
-    for part in ["the run writes about", "are free", "1000000002 checkpoints", "checkpoint.keep_last"] {
+    for part in ["the run writes about", "are free", "1000000000000002 checkpoints", "checkpoint.keep_last"] {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(!bench.path("run").exists());
     let plan = String::from_utf8(bench.expect(&["train", "--config", "run.toml", "--dry-run"], 0).stdout).unwrap();
-    assert!(plan.contains("up to 1000000002 checkpoints of") && plan.contains(" free, "), "{plan}");
+    assert!(plan.contains("up to 1000000000000002 checkpoints of") && plan.contains(" free, "), "{plan}");
 }
 
 #[test]
@@ -82,12 +82,17 @@ fn a_quota_met_in_the_middle_of_a_run_costs_no_step_and_no_checkpoint() {
     let optimizer = "whole/checkpoints/step-00000500/optimizer.safetensors";
     let limit = bench.read(optimizer).len() as u64 * 11 / 10;
     assert!(limit > largest && limit < bench.read("whole/metrics.jsonl").len() as u64 * 3 / 4);
-    let output = limited(&bench, &["train", "--config", "run.toml", "--output", "broken"], limit);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("metrics.jsonl"), "{}", said(&output));
-    assert!(!listing(&bench, "broken").iter().any(|name| name.contains(".tmp-") || name.contains(".old-")));
-    bench.expect(&[&RESUME[..], &["--output", "broken"]].concat(), 0);
-    assert_same_end(&bench, "whole", "broken", "after a quota");
+    // It ends within one line and another: of a step, of an evaluation, of a checkpoint.
+    for (n, limit) in (0..4).map(|n| (n, limit + 101 * n)) {
+        let run = format!("broken-{n}");
+        let output = limited(&bench, &["train", "--config", "run.toml", "--output", &run], limit);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains("metrics.jsonl"), "{}", said(&output));
+        assert!(!listing(&bench, &run).iter().any(|name| name.contains(".tmp-") || name.contains(".old-")));
+        bench.expect(&[&RESUME[..], &["--output", &run]].concat(), 0);
+        assert_same_end(&bench, "whole", &run, "after a quota");
+        bench.expect(&["verify", &run], 0);
+    }
 }
 
 /// `script` as root of a user namespace of its own, where it may mount. None: this system has no such thing to lend.
@@ -107,15 +112,20 @@ fn mounting(bench: &Bench, script: &str) -> Option<Output> {
 
 #[test]
 fn a_disk_that_fills_up_keeps_the_last_checkpoint_whole_and_the_run_goes_on_with_more_room() {
-    let bench = runs::bench(Kind::Local, 2, "steps = 40", "");
-    // Each save is kept, so that the disk fills up, with the free space told a lie by a file that grows afterwards.
+    let bench = runs::bench(Kind::Local, 2, "steps = 200", "");
+    let text = String::from_utf8(bench.read("run.toml")).unwrap();
+    bench.write(
+        "run.toml",
+        text.replace("[checkpoint]\nevery_steps = 3", "[checkpoint]\nevery_steps = 20\nkeep_last = 99"),
+    );
+    // There is room when the run begins; another file takes it once the checkpoint of step 40 stands.
     bench.expect(&["train", "--config", "run.toml", "--output", "whole"], 0);
-    let script = "mkdir small && mount -t tmpfs -o size=700k tmpfs small
-        head -c 100k /dev/zero > small/others
-        ( while [ ! -e small/run/checkpoints/step-00000009/manifest.json ]; do sleep 0.001; done
-          head -c 600k /dev/zero > small/others || true ) &
-        code=0; $DISTILL train --device cpu --config run.toml --output small/run || code=$?
-        wait; rm small/others; ls -A small/run small/run/checkpoints; cp -r small/run broken; exit $code";
+    let script = "mkdir small && mount -t tmpfs -o size=4m tmpfs small
+        $DISTILL train --device cpu --config run.toml --output small/run & run=$!
+        while [ ! -e small/run/checkpoints/step-00000040 ] && kill -0 $run; do sleep 0.001; done
+        head -c 4m /dev/zero > small/others || true
+        code=0; wait $run || code=$?
+        rm small/others; ls -A small/run small/run/checkpoints; cp -r small/run broken; exit $code";
     let Some(output) = mounting(&bench, script) else { return };
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("No space left on device"), "{}", said(&output));

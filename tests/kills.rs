@@ -53,7 +53,9 @@ fn a_run_killed_anywhere_ends_like_the_unbroken_one_and_never_starts_over() {
             // What is left to do shrinks as the run goes on: the delays with it, so that kills find something to hit.
             let left = 1.0 - furthest.unwrap_or(0) as f64 / 60.0;
             std::thread::sleep(whole.mul_f64(dice.roll() * left.max(0.05)).max(Duration::from_millis(1)));
-            let finished = child.try_wait().unwrap().is_some();
+            let finished = child.try_wait().unwrap();
+            assert!(finished.is_none_or(|status| status.success()), "{kind:?}, kill {kill}: {finished:?}");
+            let finished = finished.is_some();
             let _ = child.kill();
             child.wait().unwrap();
             let now = if bench.path("broken/checkpoints").is_dir() { reached(&bench, "broken") } else { None };
@@ -80,7 +82,7 @@ fn a_run_killed_anywhere_ends_like_the_unbroken_one_and_never_starts_over() {
         assert!(!litter.iter().any(|name| name.starts_with('.')), "{litter:?}");
     }
     println!("{kills} kills: {before} before the first checkpoint, {between} between two, {done} after the end");
-    assert!(between * 2 > kills || kills < 10, "most kills missed the run: {before} {between} {done}");
+    assert!(between > 0, "every kill missed the run");
 }
 
 fn names(bench: &Bench, folder: &str) -> Vec<String> {

@@ -12,7 +12,7 @@ fn ends_like_the_unbroken_run(more: &str, data: &str, interrupt: impl Fn(&Bench,
 }
 
 fn with_threads(threads: usize, more: &str, data: &str, interrupt: impl Fn(&Bench, &str)) {
-    let bench = Bench { threads, ..Bench::with_teacher() };
+    let bench = Bench { threads, on_cpu: more.contains("hidden"), ..Bench::with_teacher() };
     bench.distil_config(more);
     let text = String::from_utf8(bench.read("run.toml")).unwrap().replace("[eval]", &format!("{data}\n[eval]"));
     bench.write("run.toml", text);
@@ -106,6 +106,7 @@ fn stopped_while_the_student_writes_rows_of_its_own_and_resumed() {
 
 #[test]
 fn stopped_while_projections_of_hidden_states_learn_and_resumed() {
+    // Hidden states are compared on the CPU alone.
     let more = "epochs = 2\n[loss]\nhidden = { layers = \"auto\", kind = \"cosine\", weight = 0.5 }";
     ends_like_the_unbroken_run(more, "", |bench, run| {
         stop_at(bench, run, &[2, 7]);
@@ -296,4 +297,56 @@ fn a_step_that_fails_keeps_every_step_before_it() {
     let last = *steps(&bench, "run", "train").last().unwrap();
     let latest = String::from_utf8(bench.read("run/checkpoints/latest")).unwrap();
     assert_eq!(latest.trim(), format!("step-{last:08}"));
+}
+
+#[test]
+fn a_start_killed_before_its_first_checkpoint_is_made_again_by_the_same_command() {
+    let bench = Bench { on_cpu: true, ..Bench::with_teacher() };
+    bench.distil_config("steps = 4");
+    bench.expect(&["train", "--config", "run.toml", "--output", "whole"], 0);
+    for resume in [true, false] {
+        let run = format!("broken-{resume}");
+        for (name, text) in
+            [("run.starting", ""), ("config.toml", "seed = 4"), ("metrics.jsonl", "{\"event\":\"warning\"")]
+        {
+            bench.write(&format!("{run}/{name}"), text);
+        }
+        let args = ["train", "--config", "run.toml", "--output", &run, "--resume"];
+        bench.expect(&args[..if resume { 6 } else { 5 }], 0);
+        assert_same_end(&bench, "whole", &run, "started twice");
+        assert!(!bench.path(&run).join("run.starting").exists());
+    }
+}
+
+#[test]
+fn a_branch_has_a_checkpoint_before_its_first_step() {
+    let bench = four_checkpoints();
+    let branch = ["train", "--config", "run.toml", "--resume", "run/checkpoints/step-00000010", "--output", "branch"];
+    bench.expect(&[&branch[..], &["--set", "checkpoint.every_steps=100", "--stop-after", "11"]].concat(), 75);
+    let names: Vec<String> = files_in(&bench, "branch/checkpoints");
+    assert!(names.contains(&"step-00000010".to_owned()) && names.contains(&"step-00000011".to_owned()), "{names:?}");
+}
+
+fn files_in(bench: &Bench, folder: &str) -> Vec<String> {
+    std::fs::read_dir(bench.path(folder)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn a_checkpoint_left_aside_by_a_kill_is_put_back_before_the_newest_is_looked_for() {
+    let bench = four_checkpoints();
+    let checkpoints = bench.path("run/checkpoints");
+    std::fs::rename(checkpoints.join("step-00000020"), checkpoints.join(".old-step-00000020")).unwrap();
+    let said = String::from_utf8(bench.expect(&RESUME, 0).stderr).unwrap();
+    assert!(said.contains("resuming after step 20") && !said.contains("checkpoint_damaged"), "{said}");
+}
+
+#[test]
+fn a_checkpoint_of_a_newer_version_is_no_damage_to_go_back_behind() {
+    let bench = four_checkpoints();
+    let manifest = "run/checkpoints/step-00000020/manifest.json";
+    let text = String::from_utf8(bench.read(manifest)).unwrap();
+    bench.write(manifest, text.replacen("\"format\": 2", "\"format\": 3", 1));
+    let said = String::from_utf8(bench.expect(&RESUME, 1).stderr).unwrap();
+    assert!(said.contains("has format 3") && said.contains("resume with that version"), "{said}");
+    assert!(bench.path(manifest).is_file());
 }

@@ -19,6 +19,7 @@ const REPLACED: &str = ".old-";
 /// Replaces the content of the file `path`, durably.
 pub fn write_file(path: &Path, content: &[u8]) -> Result<()> {
     let temporary = sibling(path, TEMPORARY)?;
+    let _unfinished = Unfinished::new(&temporary);
     let write = || -> io::Result<()> {
         disk::write(&temporary, content)?;
         disk::sync(&temporary)?;
@@ -113,13 +114,31 @@ fn under_construction(change: impl FnOnce(&mut Vec<PathBuf>)) {
     change(&mut FOLDERS.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
 }
 
-/// Removes what this process has under construction: it is about to exit. Its writers may still be at work.
-pub fn abandon() {
+/// A folder that is written in place: removed when the process is told to quit before this is dropped.
+pub struct Unfinished(PathBuf);
+
+impl Unfinished {
+    pub fn new(path: &Path) -> Self {
+        under_construction(|folders| folders.push(path.to_owned()));
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        under_construction(|folders| folders.retain(|folder| folder != &self.0));
+    }
+}
+
+/// Removes what this process has under construction and exits with `code`. Its writers may still be at work: who begins
+/// something new waits here for the end.
+pub fn abandon(code: i32) {
     under_construction(|folders| {
         for folder in folders {
             // A file that is created meanwhile keeps a folder from going; its writer is not given the time for many.
             (0..100).find(|_| disk::delete(folder).is_ok() && !folder.exists());
         }
+        std::process::exit(code);
     });
 }
 

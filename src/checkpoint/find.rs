@@ -74,7 +74,8 @@ pub struct Found {
 
 /// The checkpoint that `latest` names; if it is damaged, the newest valid one before it; failing that, any valid one.
 ///
-/// Errors (exit 1): there are checkpoints, but none is valid.
+/// Errors (exit 1): there are checkpoints, but none is valid; one that counts is of a newer version, which is no damage and nothing
+/// to go back behind.
 pub fn latest_valid(run_dir: &Path) -> Result<Found> {
     let dir = run_dir.join(CHECKPOINTS);
     let mut found = Found::default();
@@ -96,6 +97,11 @@ pub fn latest_valid(run_dir: &Path) -> Result<Found> {
             Ok(checkpoint) => {
                 found.checkpoint = Some(checkpoint);
                 return Ok(found);
+            }
+            Err(damage @ (Damage::Format { .. } | Damage::NewerProvenance { .. })) => {
+                return Err(Error::run(format!(
+                    "{damage}: resume with that version, or give --resume an older checkpoint"
+                )));
             }
             Err(damage) => found.damage.push(damage),
         }
@@ -133,7 +139,7 @@ pub fn best(run_dir: &Path) -> Option<u64> {
 }
 
 /// The step that the pointer `dir/name` names, `None` if there is no pointer.
-pub(super) fn pointed(dir: &Path, name: &str) -> Result<Option<u64>, Damage> {
+pub fn pointed(dir: &Path, name: &str) -> Result<Option<u64>, Damage> {
     let file = dir.join(name);
     match fs::read(&file) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),

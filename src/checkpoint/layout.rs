@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::atomic::is_leftover;
+use super::find;
 use crate::error::{Error, Result};
 
 /// The folder of all checkpoints of a run.
@@ -13,6 +14,8 @@ pub const LATEST: &str = "latest";
 pub const BEST: &str = "best";
 /// The file a writer of the run holds locked.
 pub const LOCK: &str = "run.lock";
+/// There from a run's start until its first checkpoint is on the disk: what else stands in the folder may be started over.
+pub const STARTING: &str = "run.starting";
 /// The run's event log.
 pub const METRICS: &str = "metrics.jsonl";
 
@@ -48,8 +51,8 @@ pub fn parse_folder_name(name: &str) -> Option<u64> {
     (folder_name(step) == name).then_some(step)
 }
 
-/// Whether a run may start in `dir`: it is absent, or empty but for a lock, litter of a killed start, and responses that its
-/// teacher has written.
+/// Whether a run may start in `dir`: it is absent, or empty but for a lock, litter, and responses that its teacher has written; or
+/// a start was cut off there before its first checkpoint.
 ///
 /// Errors: `dir` is a file or cannot be read.
 pub fn is_fresh(dir: &Path) -> Result<bool> {
@@ -57,22 +60,18 @@ pub fn is_fresh(dir: &Path) -> Result<bool> {
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(true),
         found => found.map_err(|cause| Error::unreadable(dir, cause))?,
     };
+    if dir.join(STARTING).exists() && find::steps(dir)?.is_empty() {
+        return Ok(true);
+    }
     for entry in entries {
         let name = entry.map_err(|cause| Error::unreadable(dir, cause))?.file_name();
-        let before_the_run = |name: &str| [LOCK, RESPONSES, RESPONSES_INFO].contains(&name) || is_leftover(name);
+        let before_the_run =
+            |name: &str| [LOCK, STARTING, RESPONSES, RESPONSES_INFO].contains(&name) || is_leftover(name);
         if !name.to_str().is_some_and(before_the_run) {
             return Ok(false);
         }
     }
     Ok(true)
-}
-
-/// Whether `run_dir` has nothing that a run could be resumed from.
-pub fn is_without_checkpoint(run_dir: &Path) -> bool {
-    let names = std::fs::read_dir(run_dir.join(CHECKPOINTS));
-    let steps =
-        names.into_iter().flatten().flatten().filter_map(|entry| parse_folder_name(entry.file_name().to_str()?));
-    steps.count() == 0
 }
 
 #[cfg(test)]
@@ -96,6 +95,17 @@ mod tests {
         std::fs::write(dir.path().join(LOCK), "").unwrap();
         assert!(is_fresh(dir.path()).unwrap());
         std::fs::write(dir.path().join("config.toml"), "").unwrap();
+        assert!(!is_fresh(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_start_that_was_cut_off_before_its_first_checkpoint_may_be_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [STARTING, "config.toml", METRICS] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert!(is_fresh(dir.path()).unwrap());
+        std::fs::create_dir_all(dir.path().join("checkpoints/step-00000000")).unwrap();
         assert!(!is_fresh(dir.path()).unwrap());
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::atomic::{self, Staging};
 use super::disk;
 use super::find;
-use super::layout::{self, BEST, CHECKPOINTS, LATEST, MANIFEST};
+use super::layout::{self, BEST, CHECKPOINTS, LATEST, MANIFEST, STARTING};
 use super::lock::RunLock;
 use super::manifest::{Damage, Manifest, Parent, verify};
 use crate::error::{Error, Result};
@@ -34,8 +34,10 @@ pub struct Retention {
 pub struct Retained {
     /// Folders deleted, oldest first.
     pub deleted: Vec<PathBuf>,
-    /// Why nothing was deleted: the newest checkpoint does not read back.
+    /// Why nothing was deleted: the newest checkpoint, or a pointer, does not read back.
     pub damage: Option<Damage>,
+    /// Why less was deleted than could have been.
+    pub trouble: Option<Error>,
 }
 
 impl Store {
@@ -50,6 +52,18 @@ impl Store {
         atomic::recover(run_dir)?;
         atomic::recover(&dir)?;
         Ok(Self { lock, dir, last: RefCell::default() })
+    }
+
+    /// Marks the folder as one in which a run only begins, until its first checkpoint is saved.
+    ///
+    /// Errors (exit 1): the disk refuses.
+    pub fn begin(&self) -> Result<()> {
+        atomic::write_file(&self.run_dir().join(STARTING), b"")
+    }
+
+    /// Whether it has no checkpoint yet since [`Store::begin`].
+    pub fn is_beginning(&self) -> bool {
+        self.run_dir().join(STARTING).exists()
     }
 
     pub fn run_dir(&self) -> &Path {
@@ -94,6 +108,8 @@ impl Store {
                 }
             };
             atomic::write_pointer(&self.dir, LATEST, &name)?;
+            let starting = self.run_dir().join(STARTING);
+            disk::delete(&starting).map_err(|cause| Error::unwritable(&starting, cause))?;
             self.last.replace(Some(manifest));
             Ok(())
         };
@@ -139,7 +155,10 @@ impl Store {
             Ok(latest) => latest.or(steps.last().copied()),
             Err(damage) => return Ok(Retained { damage: Some(damage), ..Retained::default() }),
         };
-        let best = find::pointed(&self.dir, BEST).unwrap_or_default();
+        let best = match find::pointed(&self.dir, BEST) {
+            Ok(best) => best,
+            Err(damage) => return Ok(Retained { damage: Some(damage), ..Retained::default() }),
+        };
         let past: Vec<u64> = steps.into_iter().filter(|&step| latest.is_some_and(|latest| step <= latest)).collect();
         let old = &past[..past.len().saturating_sub(keep.last.max(1))];
         let milestone = |step: u64| step > 0 && keep.every.is_some_and(|every| step.is_multiple_of(every));
@@ -153,8 +172,11 @@ impl Store {
         }
         for step in doomed {
             let path = self.dir.join(layout::folder_name(step));
-            atomic::remove_folder(&path)?;
-            done.deleted.push(path);
+            match atomic::remove_folder(&path) {
+                Ok(()) => done.deleted.push(path),
+                // The new checkpoint stands: an old one too many is no reason to end a run.
+                Err(error) => done.trouble = Some(error),
+            }
         }
         Ok(done)
     }

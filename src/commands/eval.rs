@@ -239,6 +239,6 @@ fn dump_logits(model: &Decoder, rows: &[Row], file: &Path) -> Result<()> {
     let ids = Tensor::from_vec(ids, (1, row.tokens.len()), &Device::Cpu)?;
     let tensors: std::collections::HashMap<String, Tensor> =
         BTreeMap::from([("input_ids".to_string(), ids), ("logits".to_string(), logits)]).into_iter().collect();
-    candle_core::safetensors::save(&tensors, file)
-        .map_err(|e| Error::run(format!("cannot write {}: {e}", file.display())))
+    let bytes = safetensors::serialize(&tensors, None);
+    atomic::write_file(file, &bytes.map_err(|e| Error::run(format!("cannot write {}: {e}", file.display())))?)
 }

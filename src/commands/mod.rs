@@ -44,7 +44,12 @@ pub fn run(command: Command) -> Result<Outcome> {
         let variable = Simd::VARIABLE;
         return Err(Error::input(format!("{variable} = {name:?} is none of portable, avx2, avx512, avx512bf16")));
     }
-    if !matches!(command, Command::Train(_) | Command::Cache(_)) {
+    let resumable = match &command {
+        Command::Train(args) => !args.dry_run,
+        Command::Cache(args) => args.command.is_none(),
+        _ => false,
+    };
+    if !resumable {
         signals::quit()?;
     }
     match command {

@@ -13,7 +13,10 @@ use crate::units::{Bytes, free_bytes};
 pub fn disk(plan: &Plan, start: &Start) -> Result<()> {
     let dir = &plan.config.output.dir;
     let there = match start {
-        Start::From(origin) if origin.same_run => find::steps(dir)?.len() as u64,
+        // Those of a future that was left behind never go.
+        Start::From(origin) if origin.same_run => {
+            find::steps(dir)?.iter().filter(|&&step| step <= origin.checkpoint.step()).count() as u64
+        }
         _ => 0,
     };
     let disk = plan.disk();

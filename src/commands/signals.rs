@@ -62,10 +62,7 @@ impl Watch {
 
 /// A command that starts over: a signal ends it with 128 + its number, and what it was writing is removed.
 pub fn quit() -> Result<()> {
-    listen(|signal| {
-        atomic::abandon();
-        std::process::exit(128 + signal);
-    })
+    listen(|signal| atomic::abandon(128 + signal))
 }
 
 fn listen(mut arrived: impl FnMut(i32) + Send + 'static) -> Result<()> {

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{Checkpoint, RunLock, latest_valid, layout};
+use crate::checkpoint::{Checkpoint, RunLock, atomic, latest_valid, layout};
 use crate::cli::Resume;
 use crate::config::{self, RunConfig};
 use crate::error::{Error, Result};
 use crate::metrics::Screen;
 
-/// A verified beginning. Finding it changes nothing on the disk.
+/// A verified beginning. Finding it changes nothing on the disk but what a killed save left half-way.
 pub enum Start {
     Fresh,
     From(Box<Origin>),
@@ -67,7 +67,10 @@ impl Start {
 
 fn latest(run_dir: &Path, screen: &Screen) -> Result<Checkpoint> {
     // A run that is being written to may only not have come to its first checkpoint yet.
-    drop(RunLock::acquire(run_dir)?);
+    let lock = RunLock::acquire(run_dir)?;
+    // A kill while a checkpoint was being replaced has left it aside.
+    atomic::recover(&run_dir.join(layout::CHECKPOINTS))?;
+    drop(lock);
     let found = latest_valid(run_dir)?;
     for damage in &found.damage {
         screen.line(&format!("warning[checkpoint_damaged]: {damage}; an older one is used"));

@@ -55,7 +55,7 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         {
             responses::bring_along(&origin.run_dir, &dir)?;
         }
-        if !responses::write(&config, devices.clone(), &screen, &signals)? {
+        if !responses::write(&config, devices.clone(), &screen, &signals)? || signals.flag().load(Ordering::Relaxed) {
             return Ok(Outcome::Stopped);
         }
         signals.quit_at_once(Some(NOTHING_TRAINED));
@@ -160,6 +160,11 @@ impl<'a> Session<'a> {
         let store = Store::open(run_dir)?;
         let log = run_dir.join(layout::METRICS);
         let step = self.state.step;
+        if !self.same_run() {
+            store.begin()?;
+            // What a start that was cut off has left.
+            self.leave_no_trace(run_dir);
+        }
         let jsonl = match self.start {
             Start::Fresh => Jsonl::create(&log)?,
             Start::From(origin) => {
@@ -180,6 +185,10 @@ impl<'a> Session<'a> {
             }
         }
         Ok((store, sinks))
+    }
+
+    fn same_run(&self) -> bool {
+        matches!(self.start, Start::From(origin) if origin.same_run)
     }
 
     fn go_back(&self, origin: &Origin, store: &Store, log: &Path) -> Result<()> {
@@ -304,8 +313,8 @@ impl<'a> Session<'a> {
         match (error, delivered) {
             (Some(error), _) => {
                 // Not even the checkpoint that it begins with: there is nothing to resume, so the folder is given back.
-                if state.step == 0 && layout::is_without_checkpoint(run_dir) {
-                    self.leave_no_trace(run_dir);
+                if store.is_beginning() {
+                    self.give_back(run_dir);
                 }
                 Err(error)
             }
@@ -314,8 +323,8 @@ impl<'a> Session<'a> {
                 out::write(&closing(plan, &state, initial.as_ref(), last.as_ref()))?;
                 Ok(Outcome::Done)
             }
-            (None, None) if state.step == 0 => {
-                self.leave_no_trace(run_dir);
+            (None, None) if state.step == 0 && !self.same_run() => {
+                self.give_back(run_dir);
                 self.screen.line("stopped before the first step: nothing to save, the same command starts anew");
                 Ok(Outcome::Stopped)
             }
@@ -384,7 +393,13 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Removes what a run without a step has written, so that its folder counts as empty. Best effort: it only tidies.
+    /// Of a run that began in this session and has nothing to resume: its folder counts as empty.
+    fn give_back(&self, run_dir: &Path) {
+        self.leave_no_trace(run_dir);
+        let _ = std::fs::remove_file(run_dir.join(layout::STARTING));
+    }
+
+    /// Removes what a run without a step has written. Best effort: it only tidies.
     fn leave_no_trace(&self, run_dir: &Path) {
         let _ = std::fs::remove_dir_all(run_dir.join(layout::CHECKPOINTS));
         for name in [layout::METRICS, CONFIG, "summary.json", REJECTED, CURVES, choose::RECORD] {

@@ -86,12 +86,12 @@ impl Run<'_> {
     /// Trains to the end or to an interruption. The state and what follows from it are a function of config, data,
     /// models and thread count alone.
     ///
-    /// A step that fails leaves a checkpoint of the step before it, whose weights these still are. A run begins with a checkpoint
-    /// of step 0: a disk that takes none is known before any time went into training, and no kill finds a run without one.
+    /// A step that fails leaves a checkpoint of the step before it, whose weights these still are. A run begins with a checkpoint,
+    /// of step 0 or of where it branches off: a disk that takes none is known before any time went into training, and no kill finds a run without one.
     pub fn go(&mut self) -> Result<Ending> {
         let mut clock = Instant::now();
-        if self.saved.is_none() && self.state.step == 0 {
-            self.save(false)?;
+        if self.saved.is_none() && !self.stopping() {
+            self.save(self.state.best.is_some_and(|best| best.step == self.state.step))?;
         }
         loop {
             let step = self.state.step;
@@ -123,7 +123,8 @@ impl Run<'_> {
                 // The data ended before the planned steps: the plan's count was an estimate.
                 Ok(Stepped::DataEnded) => self.pace.total_steps = step,
                 Err(error) => {
-                    if step > 0 && self.saved != Some(step) {
+                    // A step that is done and not on record would leave a hole in the log.
+                    if self.state.step == step && step > 0 && self.saved != Some(step) {
                         self.save(false)?;
                     }
                     return Err(error);
@@ -178,8 +179,12 @@ impl Run<'_> {
         if best && self.pace.keep_best {
             self.store.point_best_at(Some(step))?;
         }
-        if let Some(damage) = self.store.retain(self.pace.keep)?.damage {
+        let retained = self.store.retain(self.pace.keep)?;
+        if let Some(damage) = retained.damage {
             self.warn("checkpoint_unreadable", format!("no old checkpoint was deleted: {damage}"))?;
+        }
+        if let Some(trouble) = retained.trouble {
+            self.warn("checkpoint_not_deleted", trouble.to_string())?;
         }
         // A checkpoint that only gained its evaluation is on record already.
         if again && !best {

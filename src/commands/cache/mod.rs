@@ -12,7 +12,7 @@ use std::path::Path;
 
 use super::{Outcome, out};
 use crate::cache::{Blocks, Header, Reader, merge};
-use crate::checkpoint::layout;
+use crate::checkpoint::{atomic, layout};
 use crate::cli::{CacheArgs, CacheCommand, MergeArgs};
 use crate::error::{Error, Result};
 use crate::metrics::Screen;
@@ -35,6 +35,7 @@ fn run_merge(args: &MergeArgs) -> Result<Outcome> {
         )));
     }
     let screen = Screen::stderr();
+    let _unfinished = atomic::Unfinished::new(&args.output);
     let progress = screen.progress("merging blocks", None);
     merge(&args.shards, &args.output, |done, total| {
         progress.set(done, &format!("{} of {}", Count(done), Count(total)))

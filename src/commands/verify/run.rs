@@ -111,7 +111,10 @@ fn metrics(report: &mut Report, run: &Path, made: &[Made]) {
             tokens.push(event["tokens"].as_u64());
         }
     }
-    let wrong = trainings(made).find(|training| {
+    // A run that went back has cut its log; what it made beyond that step stands until it comes there again.
+    let latest = find::pointed(&run.join(layout::CHECKPOINTS), layout::LATEST).ok().flatten();
+    let counts = |training: &&Training| latest.is_none_or(|latest| training.steps <= latest);
+    let wrong = trainings(made).filter(counts).find(|training| {
         let at = match training.steps.checked_sub(1) {
             None => Some(0),
             Some(at) => tokens.get(at as usize).copied().flatten(),

@@ -16,6 +16,10 @@ pub const BEST: &str = "best";
 pub const LOCK: &str = "run.lock";
 /// There from a run's start until its first checkpoint is on the disk: what else stands in the folder may be started over.
 pub const STARTING: &str = "run.starting";
+/// The folder of the last step's student.
+pub const STUDENT: &str = "student";
+/// What became of the run.
+pub const SUMMARY: &str = "summary.json";
 /// The run's event log.
 pub const METRICS: &str = "metrics.jsonl";
 

@@ -24,7 +24,6 @@ use crate::teacher::{RememberingTeacher, Spill, Teacher, WriteThrough};
 use crate::train::{Ending, Evaluated, Pace, Run, TrainState};
 use crate::units::{Bytes, Count, Rounded, Span};
 
-const STUDENT: &str = "student";
 const CONFIG: &str = "config.toml";
 const REJECTED: &str = "rejected.jsonl";
 const CURVES: &str = "curves.svg";
@@ -402,7 +401,7 @@ impl<'a> Session<'a> {
     /// Removes what a run without a step has written. Best effort: it only tidies.
     fn leave_no_trace(&self, run_dir: &Path) {
         let _ = std::fs::remove_dir_all(run_dir.join(layout::CHECKPOINTS));
-        for name in [layout::METRICS, CONFIG, "summary.json", REJECTED, CURVES, choose::RECORD] {
+        for name in [layout::METRICS, CONFIG, layout::SUMMARY, REJECTED, CURVES, choose::RECORD] {
             let _ = std::fs::remove_file(run_dir.join(name));
         }
         if writes_through(self.plan) {
@@ -425,7 +424,7 @@ fn writes_through(plan: &Plan) -> bool {
 }
 
 fn student_folder(plan: &Plan) -> PathBuf {
-    plan.config.output.dir.join(STUDENT)
+    plan.config.output.dir.join(layout::STUDENT)
 }
 
 /// rejected.jsonl: what `on_bad_record = "skip"` passed over, the first thousand of each kind. Absent when nothing was.

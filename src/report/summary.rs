@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::atomic;
+use crate::checkpoint::{atomic, layout};
 use crate::error::{Error, Result};
 use crate::metrics;
 use crate::train::Best;
@@ -69,11 +69,11 @@ impl Summary {
     /// Replaces `dir/summary.json` atomically.
     pub fn write(&self, dir: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::run(format!("summary.json: {e}")))?;
-        atomic::write_file(&dir.join("summary.json"), (text + "\n").as_bytes())
+        atomic::write_file(&dir.join(layout::SUMMARY), (text + "\n").as_bytes())
     }
 
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join("summary.json");
+        let path = dir.join(layout::SUMMARY);
         let text = std::fs::read(&path).map_err(|e| Error::unreadable(&path, e))?;
         serde_json::from_slice(&text).map_err(|e| Error::input(format!("{}: {e}", path.display())))
     }

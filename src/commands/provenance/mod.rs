@@ -63,7 +63,7 @@ pub fn of_init(
     Ok(provenance)
 }
 
-/// A run's provenance: what does not change in its course is read in a thread of its own, so that training starts meanwhile.
+/// A run's provenance: what does not change in its course is read in a thread of its own, while the models are loaded.
 pub struct Record {
     /// Until it is first asked for.
     job: RefCell<Option<JoinHandle<Result<Provenance>>>>,

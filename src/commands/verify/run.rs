@@ -12,12 +12,9 @@ use crate::commands::{cache, responses};
 use crate::error::Result;
 use crate::report::{Status, Summary};
 
-const STUDENT: &str = "student";
-const SUMMARY: &str = "summary.json";
-
 pub fn check(report: &mut Report, run: &Path) -> Result<()> {
     let steps = find::steps(run)?;
-    let student = run.join(STUDENT);
+    let student = run.join(layout::STUDENT);
     if steps.is_empty() && !student.exists() {
         return Err(nothing(run));
     }
@@ -30,7 +27,7 @@ pub fn check(report: &mut Report, run: &Path) -> Result<()> {
     pointers(report, run, &steps);
     let ended = Summary::read(run).is_ok_and(|summary| matches!(summary.status, Status::Complete | Status::TimeUp));
     if student.exists() {
-        let prefix = format!("{STUDENT}/");
+        let prefix = format!("{}/", layout::STUDENT);
         match made.is_empty() && !student.join(layout::PROVENANCE).exists() {
             true => {
                 let why = "it is of a version that recorded none, or was damaged".to_owned();
@@ -39,7 +36,7 @@ pub fn check(report: &mut Report, run: &Path) -> Result<()> {
             false => made.extend(folder::model(report, &student, &prefix)),
         }
     } else if ended {
-        report.add(STUDENT, Finding::Differs("it is missing, and the run has ended".into()));
+        report.add(layout::STUDENT, Finding::Differs("it is missing, and the run has ended".into()));
     }
     metrics(report, run, &made);
     summary(report, run, &made);
@@ -130,19 +127,19 @@ fn metrics(report: &mut Report, run: &Path, made: &[Made]) {
 
 /// summary.json, where a model of the same step is there to compare with.
 fn summary(report: &mut Report, run: &Path, made: &[Made]) {
-    if !run.join(SUMMARY).exists() {
-        return report.add(SUMMARY, Finding::NotThere("the run has not ended".into()));
+    if !run.join(layout::SUMMARY).exists() {
+        return report.add(layout::SUMMARY, Finding::NotThere("the run has not ended".into()));
     }
     let summary = match Summary::read(run) {
         Ok(summary) => summary,
-        Err(error) => return report.add(SUMMARY, Finding::Differs(error.to_string())),
+        Err(error) => return report.add(layout::SUMMARY, Finding::Differs(error.to_string())),
     };
     let Some(of_step) = made
         .iter()
         .find(|made| made.provenance.training.as_ref().is_some_and(|training| training.steps == summary.steps))
     else {
         let why = format!("there is no model of step {} to compare it with", summary.steps);
-        return report.add(SUMMARY, Finding::NotThere(why));
+        return report.add(layout::SUMMARY, Finding::NotThere(why));
     };
     let tokens = of_step.provenance.training.as_ref().map(|training| training.target_tokens);
     let rows = of_step.provenance.corpus.as_ref().and_then(|corpus| corpus.rows.as_ref());
@@ -151,5 +148,8 @@ fn summary(report: &mut Report, run: &Path, made: &[Made]) {
             == (summary.rows_used, summary.rows_dropped, summary.rows_truncated, summary.rows_rejected)
     });
     let same = tokens == Some(summary.tokens) && same_rows;
-    report.judge(SUMMARY, (!same).then(|| format!("its counts are not those of the model of step {}", summary.steps)));
+    report.judge(
+        layout::SUMMARY,
+        (!same).then(|| format!("its counts are not those of the model of step {}", summary.steps)),
+    );
 }

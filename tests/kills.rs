@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use common::Bench;
 use common::runs::{self, KINDS, RESUME, assert_same_end};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 /// The steps of the train lines of a run, in order.
 fn trained(bench: &Bench, run: &str) -> Vec<u64> {
@@ -21,21 +23,11 @@ fn reached(bench: &Bench, run: &str) -> Option<u64> {
     distill::checkpoint::latest_valid(&bench.path(run)).unwrap().checkpoint.map(|checkpoint| checkpoint.step())
 }
 
-/// Seeded: the same kills at the same times after the start, if not at the same instructions.
-struct Dice(u64);
-
-impl Dice {
-    /// From 0 up to 1.
-    fn roll(&mut self) -> f64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
-
 #[test]
 fn a_run_killed_anywhere_ends_like_the_unbroken_one_and_never_starts_over() {
     let kills: usize = std::env::var("KILLS").map_or(20, |text| text.parse().unwrap());
-    let mut dice = Dice(20261128);
+    // Seeded: the same kills at the same times after the start, if not at the same instructions.
+    let mut dice = ChaCha8Rng::seed_from_u64(200);
     let (mut before, mut between, mut done) = (0, 0, 0);
     for (n, kind) in KINDS.into_iter().enumerate() {
         let bench = runs::bench(kind, 2, "steps = 60", "");
@@ -52,7 +44,7 @@ fn a_run_killed_anywhere_ends_like_the_unbroken_one_and_never_starts_over() {
             let mut child = bench.command(&args).stderr(std::process::Stdio::null()).spawn().unwrap();
             // What is left to do shrinks as the run goes on: the delays with it, so that kills find something to hit.
             let left = 1.0 - furthest.unwrap_or(0) as f64 / 60.0;
-            std::thread::sleep(whole.mul_f64(dice.roll() * left.max(0.05)).max(Duration::from_millis(1)));
+            std::thread::sleep(whole.mul_f64(dice.random::<f64>() * left.max(0.05)).max(Duration::from_millis(1)));
             let finished = child.try_wait().unwrap();
             assert!(finished.is_none_or(|status| status.success()), "{kind:?}, kill {kill}: {finished:?}");
             let finished = finished.is_some();

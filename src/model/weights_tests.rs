@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
 use super::{ModelConfig, load_weights};
 
 const FOLDERS: [&str; 3] = ["llama_tied", "llama_bf16", "llama_f16"];
@@ -163,20 +166,14 @@ fn damage_anywhere_in_a_safetensors_header_is_an_error_or_harmless_but_never_a_p
     let (path, config) = (dir.path().join("model.safetensors"), ModelConfig::read(dir.path()).unwrap());
     let whole = std::fs::read(&path).unwrap();
     let end = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
-    let mut x = 1u32;
-    let mut random = move || {
-        x ^= x << 13;
-        x ^= x >> 17;
-        x ^= x << 5;
-        x as usize
-    };
+    let mut draw = ChaCha8Rng::seed_from_u64(1);
     let mut refused = 0;
     for round in 0..1500 {
         let mut damaged = whole.clone();
         // In the length too, now and then.
         let first = if round % 4 == 0 { 0 } else { 8 };
-        for _ in 0..1 + random() % 3 {
-            damaged[first + random() % (end - first)] = *b"09{}[]\",:\x00\xff\x80".get(random() % 12).unwrap();
+        for _ in 0..draw.random_range(1..4) {
+            damaged[draw.random_range(first..end)] = b"09{}[]\",:\x00\xff\x80"[draw.random_range(0..12)];
         }
         std::fs::write(&path, damaged).unwrap();
         refused += load_weights(dir.path(), &config).is_err() as usize;

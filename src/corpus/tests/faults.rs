@@ -1,5 +1,8 @@
 //! Every fault of data has its own message, with file and line.
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
 use super::*;
 
 /// `column: reason`, or the reason alone.
@@ -92,23 +95,17 @@ fn damage_anywhere_in_a_row_is_a_fault_or_harmless_but_never_a_panic() {
         r#"{"messages": [{"role": "user", "content": "ä\u00e4\n"}, {"role": "assistant", "content": "b"}], "x": [1, -2.5e3]}"#,
         r#"{"prompt": "a\ud83d\ude00", "completion": "b", "unfinished": true, "meta": {"y": null}}"#,
     ];
-    let mut x = 1u32;
-    let mut random = move || {
-        x ^= x << 13;
-        x ^= x >> 17;
-        x ^= x << 5;
-        x as usize
-    };
+    let mut draw = ChaCha8Rng::seed_from_u64(1);
     let mut faults = 0;
     for n in 0..20_000 {
         let mut line = rows[n % 2].as_bytes().to_vec();
-        for _ in 0..1 + random() % 3 {
-            let at = random() % line.len();
-            match random() % 4 {
+        for _ in 0..draw.random_range(1..4) {
+            let at = draw.random_range(0..line.len());
+            match draw.random_range(0..4) {
                 0 => line.truncate(at + 1),
-                1 => line.insert(at, b"{}[]\",:\\u0"[random() % 10]),
-                2 => line[at] = random() as u8,
-                _ => line[at] = b"{}[]\",:\\u0"[random() % 10],
+                1 => line.insert(at, b"{}[]\",:\\u0"[draw.random_range(0..10)]),
+                2 => line[at] = draw.random::<u8>(),
+                _ => line[at] = b"{}[]\",:\\u0"[draw.random_range(0..10)],
             }
         }
         if let Err(Fault { column, reason }) = Record::parse(&line) {

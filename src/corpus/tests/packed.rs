@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use flate2::Compression;
 use flate2::read::GzEncoder;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
 use super::*;
@@ -103,24 +105,18 @@ fn a_stream_that_is_not_whole_is_refused_by_name() {
 fn damage_anywhere_in_a_stream_is_an_error_or_harmless_but_never_a_panic() {
     let dir = tempfile::tempdir().unwrap();
     let text: String = (0..300).map(|n| format!("{{\"text\": \"row {}\"}}\n", n * 7919)).collect();
-    let mut x = 1u32;
-    let mut random = move || {
-        x ^= x << 13;
-        x ^= x >> 17;
-        x ^= x << 5;
-        x as usize
-    };
+    let mut draw = ChaCha8Rng::seed_from_u64(1);
     for (name, pack) in PACKERS {
         let whole = pack(text.as_bytes());
         let mut refused = 0;
         for _ in 0..1000 {
             let mut damaged = whole.clone();
-            for _ in 0..1 + random() % 3 {
-                let at = random() % damaged.len();
-                match random() % 4 {
+            for _ in 0..draw.random_range(1..4) {
+                let at = draw.random_range(0..damaged.len());
+                match draw.random_range(0..4) {
                     0 => damaged.truncate(at + 1),
-                    1 => damaged.insert(at, random() as u8),
-                    _ => damaged[at] = random() as u8,
+                    1 => damaged.insert(at, draw.random::<u8>()),
+                    _ => damaged[at] = draw.random::<u8>(),
                 }
             }
             let path = file(dir.path(), "x", damaged);

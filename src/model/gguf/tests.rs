@@ -7,6 +7,9 @@ use candle_core::quantized::gguf_file::{self, Value as Written};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
 use super::{Gguf, Value, gguf_name, header};
 use crate::corpus::{Batch, Row, RowRef};
 use crate::kernels::Precision;
@@ -226,18 +229,13 @@ fn damage_anywhere_in_a_header_is_an_error_or_harmless_but_never_a_panic() {
     let bytes = small();
     let end = header::read(Cursor::new(&bytes), bytes.len() as u64).unwrap();
     let end = end.tensors.values().map(|t| t.offset).min().unwrap() as usize;
-    let mut x = 1u32;
-    let mut random = move || {
-        x ^= x << 13;
-        x ^= x >> 17;
-        x ^= x << 5;
-        x as usize
-    };
+    let mut draw = ChaCha8Rng::seed_from_u64(1);
     let mut refused = 0;
     for _ in 0..3000 {
         let mut damaged = bytes.clone();
-        for _ in 0..1 + random() % 3 {
-            damaged[random() % end] = [0, 1, 0x7f, 0x80, 0xff, random() as u8][random() % 6];
+        for _ in 0..draw.random_range(1..4) {
+            let values = [0, 1, 0x7f, 0x80, 0xff, draw.random::<u8>()];
+            damaged[draw.random_range(0..end)] = values[draw.random_range(0..values.len())];
         }
         if let Ok(header) = header::read(Cursor::new(&damaged), damaged.len() as u64) {
             drop(super::config::read(&header, None));

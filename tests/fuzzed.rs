@@ -284,16 +284,3 @@ fn large_inputs_end_in_a_value_or_an_error_in_memory_that_their_size_bounds() {
     }
     assert!(broken.is_empty(), "{broken:#?}");
 }
-
-/// `cargo test --test fuzzed -- --ignored` fills fuzz/corpus.
-#[test]
-#[ignore = "writes the seeds of fuzz/"]
-fn seeds_are_written() {
-    for (name, _) in READERS {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
-        std::fs::create_dir_all(&folder).unwrap();
-        for (i, seed) in seeds::of(name).iter().enumerate() {
-            std::fs::write(folder.join(format!("seed-{i}")), seed).unwrap();
-        }
-    }
-}

@@ -17,5 +17,5 @@ pub use find::{Checkpoint, Found, latest_valid};
 pub use lock::RunLock;
 pub use manifest::{Damage, FileEntry, Manifest, hash_file, verify};
 pub use provenance::Provenance;
-pub use store::{Retained, Retention, Store};
+pub use store::{Retained, Retention, Staged, Store};
 pub use tensors::{Arrays, Dtype, Entry, Values, read_safetensors_f32, write_safetensors};

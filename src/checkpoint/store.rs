@@ -1,7 +1,7 @@
 //! The writer's side of a run's checkpoints: save, mark the best, delete the old.
 
-use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
 
 use super::atomic::{self, Staging};
 use super::disk;
@@ -17,7 +17,13 @@ pub struct Store {
     lock: RunLock,
     dir: PathBuf,
     /// Where the run stands: what the next checkpoint goes on from.
-    last: RefCell<Option<Manifest>>,
+    last: Mutex<Option<Manifest>>,
+}
+
+/// A checkpoint whose files are written and not yet durable; removed if it is dropped before [`Store::commit`].
+pub struct Staged {
+    step: u64,
+    staging: Staging,
 }
 
 /// Which checkpoints stay.
@@ -51,7 +57,7 @@ impl Store {
         // Only under the lock: without it this would pull the folder from under a living writer.
         atomic::recover(run_dir)?;
         atomic::recover(&dir)?;
-        Ok(Self { lock, dir, last: RefCell::default() })
+        Ok(Self { lock, dir, last: Mutex::default() })
     }
 
     /// Marks the folder as one in which a run only begins, until its first checkpoint is saved.
@@ -72,30 +78,43 @@ impl Store {
 
     /// The run goes on from this checkpoint, which may be another run's.
     pub fn go_on_from(&self, manifest: &Manifest) {
-        self.last.replace(Some(manifest.clone()));
+        *self.last() = Some(manifest.clone());
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<Manifest>> {
+        self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// What the checkpoint of `step` goes on from. One that replaces the last goes on from where that did.
     fn parent(&self, step: u64) -> Option<Parent> {
-        match &*self.last.borrow() {
+        match &*self.last() {
             Some(last) if last.step == step => last.parent.clone(),
             last => last.as_ref().map(Manifest::as_parent),
         }
     }
 
-    /// Saves the checkpoint of `step`: `fill` writes its files into the folder it is given; returns the final folder.
-    /// When this returns, the checkpoint is on the disk and `latest` names it.
+    /// Begins the checkpoint of `step`: `fill` writes its files into the folder it is given. Nothing counts before [`Store::commit`].
+    ///
+    /// Errors (exit 1): `fill` fails or the disk does. What was half written is removed.
+    pub fn stage(&self, step: u64, fill: impl FnOnce(&Path) -> Result<()>) -> Result<Staged> {
+        let begin = || -> Result<Staged> {
+            let staging = Staging::beside(&self.dir.join(layout::folder_name(step)))?;
+            fill(staging.folder())?;
+            Ok(Staged { step, staging })
+        };
+        begin().map_err(|error| unsaved(step, error))
+    }
+
+    /// Makes what was staged durable, then a checkpoint, then `latest`; returns its folder.
     ///
     /// A checkpoint of the same step is replaced (a resumed run comes by it again), or left alone if it is valid and
     /// has the same files, whatever its parent is. Call [`Store::point_best_at`] and then [`Store::retain`] afterwards: this deletes nothing.
     ///
-    /// Errors (exit 1): `fill` fails or the disk does. What was half written is removed, older checkpoints stay.
-    pub fn save(&self, step: u64, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    /// Errors (exit 1): the disk refuses. What was staged is removed, older checkpoints stay.
+    pub fn commit(&self, Staged { step, staging }: Staged) -> Result<PathBuf> {
         let name = layout::folder_name(step);
         let path = self.dir.join(&name);
         let write = || -> Result<()> {
-            let staging = Staging::beside(&path)?;
-            fill(staging.folder())?;
             let manifest = Manifest::of(staging.folder(), step, self.parent(step))?;
             let existing = if path.exists() { verify(&path).ok() } else { None };
             let manifest = match existing.filter(|existing| existing.is_same(&manifest)) {
@@ -110,10 +129,10 @@ impl Store {
             atomic::write_pointer(&self.dir, LATEST, &name)?;
             let starting = self.run_dir().join(STARTING);
             disk::delete(&starting).map_err(|cause| Error::unwritable(&starting, cause))?;
-            self.last.replace(Some(manifest));
+            *self.last() = Some(manifest);
             Ok(())
         };
-        write().map_err(|error| error.context(format!("cannot save the checkpoint of step {step}")))?;
+        write().map_err(|error| unsaved(step, error))?;
         Ok(path)
     }
 
@@ -180,6 +199,10 @@ impl Store {
         }
         Ok(done)
     }
+}
+
+fn unsaved(step: u64, error: Error) -> Error {
+    error.context(format!("cannot save the checkpoint of step {step}"))
 }
 
 #[cfg(test)]

@@ -5,6 +5,12 @@ use crate::checkpoint::{Checkpoint, disk, latest_valid};
 use crate::error::Class;
 use tempfile::TempDir;
 
+impl Store {
+    fn save(&self, step: u64, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        self.commit(self.stage(step, fill)?)
+    }
+}
+
 /// A run with valid checkpoints of these steps.
 fn run(steps: &[u64]) -> (TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();

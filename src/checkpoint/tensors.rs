@@ -1,7 +1,6 @@
 //! Safetensors files, written as a stream of reproducible bytes and read back as f32.
 //!
-//! The `safetensors` crate's own writer sorts metadata by a hash map and pre-sizes the file without an fsync; here the
-//! same tensors give the same bytes, and a return means that they are on the disk.
+//! The `safetensors` crate's own writer sorts metadata by a hash map; here the same tensors give the same bytes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -72,7 +71,8 @@ struct Info {
 }
 
 /// Writes `entries`, sorted by name and stored as `dtype`, with the metadata `{"format": "pt"}` that transformers
-/// requires and `metadata` besides. Memory: 64 KiB, and one tensor unless they are slices.
+/// requires and `metadata` besides. Memory: 64 KiB, and one tensor unless they are slices. Not durable yet: that is for whoever
+/// puts the file's folder in place ([`write_folder`](super::atomic::write_folder), [`Store::commit`](super::Store::commit)).
 ///
 /// Errors (exit 1): the disk (the path is named); two entries of one name; a shape that does not fit its values.
 pub fn write_safetensors<'a>(
@@ -99,7 +99,7 @@ pub fn write_safetensors<'a>(
         };
         written.map_err(unwritable)?;
     }
-    file.into_inner().map_err(|error| error.into_error()).and_then(|file| file.sync_all()).map_err(unwritable)
+    file.flush().map_err(unwritable)
 }
 
 /// The JSON header, padded with spaces so that the numbers start at a multiple of 8.

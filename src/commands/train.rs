@@ -1,6 +1,7 @@
 //! `distill train`: plan, build, run, report.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::build::AnyTeacher;
@@ -21,7 +22,7 @@ use crate::model::Decoder;
 use crate::report::{Column, Status, Summary, Written, eval_table, recorded};
 use crate::student::{Companions, write_adapters, write_model};
 use crate::teacher::{RememberingTeacher, Spill, Teacher, WriteThrough};
-use crate::train::{Ending, Evaluated, Pace, Run, TrainState};
+use crate::train::{Ending, Evaluated, Pace, Run, Saver, TrainState, Writer};
 use crate::units::{Bytes, Count, Rounded, Span};
 
 const CONFIG: &str = "config.toml";
@@ -107,7 +108,7 @@ struct Session<'a> {
     interrupted: &'a AtomicBool,
     stop_after: Option<u64>,
     teacher: Option<AnyTeacher>,
-    student: Decoder,
+    student: Arc<Decoder>,
     companions: Companions,
     state: TrainState,
     provenance: provenance::Record,
@@ -150,6 +151,7 @@ impl<'a> Session<'a> {
             Start::Fresh => build::student(plan, teacher.as_ref(), screen)?,
             Start::From(origin) => build::resumed_student(plan, &origin.checkpoint, screen)?,
         };
+        let student = Arc::new(student);
         Ok(Self { plan, start, screen, interrupted, stop_after, teacher, student, companions, state, provenance, cuts })
     }
 
@@ -206,6 +208,7 @@ impl<'a> Session<'a> {
         let plan = self.plan;
         let train = &plan.config.train;
         let (store, mut sinks) = self.open_folder()?;
+        let store = Arc::new(store);
         let live = self.teacher.as_ref().map(AnyTeacher::as_dyn);
         // What it says goes to the cache first, so the lock of the run's folder is taken by now.
         let storing = self.teacher.as_ref().and_then(AnyTeacher::live).filter(|_| writes_through(plan));
@@ -245,6 +248,7 @@ impl<'a> Session<'a> {
         };
         let text = |tokens: &[u32]| plan.encoder.tokenizer().decode(tokens, false);
         let shape = StepShape { batch_size: train.batch_size, packing: plan.config.data.packing };
+        let keep = Retention { last: plan.config.checkpoint.keep_last, every: plan.config.checkpoint.keep_every };
         let mut run = Run {
             stepper,
             steps: ReadAhead::new(loader, shape)?,
@@ -257,25 +261,20 @@ impl<'a> Session<'a> {
                 stop_after: self.stop_after,
                 eval_every: plan.config.eval.every_steps,
                 checkpoint_every: plan.config.checkpoint.every_steps,
-                keep: Retention { last: plan.config.checkpoint.keep_last, every: plan.config.checkpoint.keep_every },
                 keep_best: plan.config.checkpoint.keep_best,
             },
-            store: &store,
+            saver: Saver::new(store.clone(), keep, self.same_run().then_some(state.step)),
             sinks: &mut sinks,
             evaluate: plan.held_out.as_ref().map(|_| &mut evaluate_step as _),
-            save_model: &|dir, state| self.save_model(dir, state),
+            model_writer: &|state| self.model_writer(state),
             interrupted: self.interrupted,
-            saved: match self.start {
-                Start::From(origin) if origin.same_run => Some(state.step),
-                _ => None,
-            },
             state,
         };
         let ended = run.go();
-        let Run { stepper, steps, state, .. } = run;
+        let Run { stepper, steps, state, saver, .. } = run;
         let rejections = steps.rejections().clone();
         // Nothing is read any more; and the moments are twice the student: gone before the saved student is read back.
-        drop((steps, stepper));
+        drop((steps, stepper, saver));
         let stored = storing.map_or(Ok(()), |storing: WriteThrough| storing.finish(cache::corpus_digest(plan)));
         let mut summary = summarize(&state, plan);
         let end = match ended {
@@ -341,13 +340,18 @@ impl<'a> Session<'a> {
         Ok(report.map(|r| if self.plan.config.eval.exact_match { r } else { r.without_exact_match() }))
     }
 
-    /// The model of a checkpoint: a student with adapters is merged with them, and goes on from the adapters.
-    fn save_model(&self, dir: &Path, state: &TrainState) -> Result<()> {
-        if self.plan.config.student.source.adaptation().is_some() {
-            write_adapters(dir, &self.student)?;
-        }
-        write_model(dir, &self.student, &self.companions, Dtype::F32)?;
-        self.provenance.after(state, self.plan.config.seed)?.write(dir)
+    /// Writes the model of a checkpoint: a student with adapters is merged with them, and goes on from the adapters.
+    fn model_writer(&self, state: &TrainState) -> Result<Writer> {
+        let (student, companions) = (self.student.clone(), self.companions.clone());
+        let provenance = self.provenance.after(state, self.plan.config.seed)?;
+        let adapted = self.plan.config.student.source.adaptation().is_some();
+        Ok(Box::new(move |dir| {
+            if adapted {
+                write_adapters(dir, &student)?;
+            }
+            write_model(dir, &student, &companions, Dtype::F32)?;
+            provenance.write(dir)
+        }))
     }
 
     /// Writes student/ and evaluates what stands on the disk: what is reported is what was delivered. None when it was

@@ -21,6 +21,7 @@ pub enum HiddenKind {
 }
 
 /// Two blocks whose outputs are compared.
+#[derive(Clone)]
 pub struct HiddenPair {
     pub student: usize,
     pub teacher: usize,
@@ -28,7 +29,8 @@ pub struct HiddenPair {
     pub projection: Option<Parameter>,
 }
 
-/// The term weight · (1 / pairs) · Σ over pairs · (1 / N) · Σ over targets of the distance.
+/// The term weight · (1 / pairs) · Σ over pairs · (1 / N) · Σ over targets of the distance. A clone learns with it.
+#[derive(Clone)]
 pub struct HiddenMatch {
     /// In the order of the student's blocks, each once.
     pub pairs: Vec<HiddenPair>,

@@ -25,7 +25,8 @@ pub struct Moments {
     pub second: Tensor,
 }
 
-/// The optimizer with its state by parameter name.
+/// The optimizer with its state by parameter name. A clone is the same state: a step changes it too.
+#[derive(Clone)]
 pub struct AdamW {
     config: AdamWConfig,
     moments: BTreeMap<String, Moments>,

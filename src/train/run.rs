@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::rollout::{Mixed, Rollouts};
+use super::saver::{Saved, Saver, Writer};
 use super::schedule::Schedule;
 use super::state::{Best, TrainState};
 use super::step::{StepReport, Stepper};
-use crate::checkpoint::{Retention, Store, layout};
+use crate::checkpoint::layout;
 use crate::corpus::ReadAhead;
 use crate::error::Result;
 use crate::metrics::{self, Event, Rollout, Sink};
@@ -23,7 +24,6 @@ pub struct Pace {
     pub stop_after: Option<u64>,
     pub eval_every: u64,
     pub checkpoint_every: u64,
-    pub keep: Retention,
     pub keep_best: bool,
 }
 
@@ -45,7 +45,7 @@ pub struct Evaluated {
 }
 
 /// Everything a run works with. `evaluate` is None without held-out rows and returns None when it was interrupted;
-/// `save_model` writes the student, as it is at a state, into a checkpoint's folder.
+/// `model_writer` makes what writes the student at a state into a checkpoint's folder.
 pub struct Run<'a> {
     pub stepper: Stepper<'a>,
     /// From where `state.loader` stands.
@@ -56,13 +56,11 @@ pub struct Run<'a> {
     pub rollouts: Option<Rollouts<'a>>,
     pub schedule: Schedule,
     pub pace: Pace,
-    pub store: &'a Store,
+    pub saver: Saver,
     pub sinks: &'a mut dyn Sink,
     pub evaluate: Option<&'a mut dyn FnMut(u64) -> Result<Option<Evaluated>>>,
-    pub save_model: &'a dyn Fn(&Path, &TrainState) -> Result<()>,
+    pub model_writer: &'a dyn Fn(&TrainState) -> Result<Writer>,
     pub interrupted: &'a AtomicBool,
-    /// The step whose checkpoint stands in the store as the state is now.
-    pub saved: Option<u64>,
     pub state: TrainState,
 }
 
@@ -90,8 +88,9 @@ impl Run<'_> {
     /// of step 0 or of where it branches off: a disk that takes none is known before any time went into training, and no kill finds a run without one.
     pub fn go(&mut self) -> Result<Ending> {
         let mut clock = Instant::now();
-        if self.saved.is_none() && !self.stopping() {
+        if self.saver.newest().is_none() && !self.stopping() {
             self.save(self.state.best.is_some_and(|best| best.step == self.state.step))?;
+            self.wait_for_checkpoint()?;
         }
         loop {
             let step = self.state.step;
@@ -106,14 +105,16 @@ impl Run<'_> {
             let stopping = evaluation == Evaluation::Interrupted || (self.stopping() && !last);
             let improved = evaluation == Evaluation::Done { improved: true };
             let due = step.is_multiple_of(self.pace.checkpoint_every) || last || stopping;
-            let changed = self.saved != Some(step) || matches!(evaluation, Evaluation::Done { .. });
+            let changed = self.saver.newest() != Some(step) || matches!(evaluation, Evaluation::Done { .. });
             if step > 0 && changed && (due || (improved && self.pace.keep_best)) {
                 self.save(improved)?;
             }
             if stopping {
+                self.wait_for_checkpoint()?;
                 return Ok(Ending::Stopped);
             }
             if last {
+                self.wait_for_checkpoint()?;
                 return Ok(if step >= self.pace.total_steps { Ending::Complete } else { Ending::TimeUp });
             }
             self.tick(&mut clock);
@@ -124,11 +125,15 @@ impl Run<'_> {
                 Ok(Stepped::DataEnded) => self.pace.total_steps = step,
                 Err(error) => {
                     // A step that is done and not on record would leave a hole in the log.
-                    if self.state.step == step && step > 0 && self.saved != Some(step) {
+                    if self.state.step == step && step > 0 && self.saver.newest() != Some(step) {
                         self.save(false)?;
                     }
+                    self.wait_for_checkpoint()?;
                     return Err(error);
                 }
+            }
+            if let Some(saved) = self.saver.done()? {
+                self.tell(saved)?;
             }
             self.tick(&mut clock);
         }
@@ -167,35 +172,44 @@ impl Run<'_> {
         Ok(Evaluation::Done { improved })
     }
 
-    fn save(&mut self, best: bool) -> Result<()> {
+    /// Begins the checkpoint of this step; it is on the disk when [`Run::tell`] says so.
+    fn save(&mut self, improved: bool) -> Result<()> {
         let step = self.state.step;
+        self.wait_for_checkpoint()?;
         // No checkpoint is ahead of its metrics.
         self.sinks.flush()?;
-        self.store.save(step, |dir| {
-            (self.save_model)(dir, &self.state)?;
-            self.state.write(dir, &self.stepper.optimizer, self.stepper.hidden.as_ref())
-        })?;
-        let again = self.saved.replace(step) == Some(step);
-        if best && self.pace.keep_best {
-            self.store.point_best_at(Some(step))?;
-        }
-        let retained = self.store.retain(self.pace.keep)?;
+        let write_model = (self.model_writer)(&self.state)?;
+        let (state, optimizer, hidden) =
+            (self.state.clone(), self.stepper.optimizer.clone(), self.stepper.hidden.clone());
+        let write = move |dir: &Path| {
+            write_model(dir)?;
+            state.write(dir, &optimizer, hidden.as_ref())
+        };
+        self.saver.begin(step, improved && self.pace.keep_best, Box::new(write))
+    }
+
+    fn wait_for_checkpoint(&mut self) -> Result<()> {
+        self.saver.wait()?.map_or(Ok(()), |saved| self.tell(saved))
+    }
+
+    /// Records a checkpoint that is on the disk.
+    fn tell(&mut self, Saved { step, best, again, retained }: Saved) -> Result<()> {
         if let Some(damage) = retained.damage {
-            self.warn("checkpoint_unreadable", format!("no old checkpoint was deleted: {damage}"))?;
+            self.warn(step, "checkpoint_unreadable", format!("no old checkpoint was deleted: {damage}"))?;
         }
         if let Some(trouble) = retained.trouble {
-            self.warn("checkpoint_not_deleted", trouble.to_string())?;
+            self.warn(step, "checkpoint_not_deleted", trouble.to_string())?;
         }
-        // A checkpoint that only gained its evaluation is on record already.
+        // It is on record already.
         if again && !best {
             return Ok(());
         }
         let path = format!("{}/{}", layout::CHECKPOINTS, layout::folder_name(step));
-        self.sinks.record(&Event::Checkpoint(metrics::Checkpoint { step, path, best: best && self.pace.keep_best }))
+        self.sinks.record(&Event::Checkpoint(metrics::Checkpoint { step, path, best }))
     }
 
-    fn warn(&mut self, code: &str, message: String) -> Result<()> {
-        self.sinks.record(&Event::Warning(metrics::Warning { step: self.state.step, code: code.into(), message }))
+    fn warn(&mut self, step: u64, code: &str, message: String) -> Result<()> {
+        self.sinks.record(&Event::Warning(metrics::Warning { step, code: code.into(), message }))
     }
 
     /// One optimizer step.
@@ -217,9 +231,11 @@ impl Run<'_> {
         };
         let learning_rate = self.schedule.at(self.state.step);
         let stop = || self.interrupted.load(Ordering::Relaxed);
-        let Some(report) = self.stepper.step_unless(&micro, self.state.step, learning_rate, &stop)? else {
+        let Some(mut report) = self.stepper.gradients_unless(&micro, self.state.step, &stop)? else {
             return Ok(Stepped::Interrupted);
         };
+        self.saver.wait_until_written();
+        self.stepper.update(&mut report, self.state.step, learning_rate)?;
         let seconds = started.elapsed().as_secs_f64();
         self.state.step += 1;
         // Not before: a step that failed is read again on resume.

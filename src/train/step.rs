@@ -124,26 +124,32 @@ impl Stepper<'_> {
     /// One optimizer step at 0-based `step`. Weights are not touched when loss or gradients are not finite: the error
     /// names the step.
     pub fn step(&mut self, micro: &[Batch], step: u64, learning_rate: f64) -> Result<StepReport> {
-        self.step_unless(micro, step, learning_rate, &|| false)?.ok_or_else(never)
+        let mut report = self.gradients_unless(micro, step, &|| false)?.ok_or_else(never)?;
+        self.update(&mut report, step, learning_rate)?;
+        Ok(report)
     }
 
-    /// The same, unless `stop`, asked before each micro-batch, says so: None, no weight was touched, and the step is still to do.
-    pub fn step_unless(
+    /// The part of [`Stepper::step`] that only reads the weights: finite gradients. None once `stop`, asked before each
+    /// micro-batch, says so; the step is still to do.
+    pub fn gradients_unless(
         &mut self,
         micro: &[Batch],
         step: u64,
-        learning_rate: f64,
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<StepReport>> {
         self.objective.move_to(step);
-        let Some(mut report) = self.accumulate_unless(micro, stop)? else { return Ok(None) };
+        let Some(report) = self.accumulate_unless(micro, stop)? else { return Ok(None) };
         self.ensure_finite(&report, micro, step)?;
+        Ok(Some(report))
+    }
+
+    /// The part of [`Stepper::step`] that changes weights and moments, by the gradients of `report`.
+    pub fn update(&mut self, report: &mut StepReport, step: u64, learning_rate: f64) -> Result<()> {
         let scale = clip::scale(report.grad_norm, self.max_grad_norm);
         let clock = self.clock();
         let learned = self.learned();
         let optimizer = &mut self.optimizer;
-        clock.time(&mut report.phases.optimizer, || optimizer.step(&learned, step, learning_rate, scale))?;
-        Ok(Some(report))
+        clock.time(&mut report.phases.optimizer, || optimizer.step(&learned, step, learning_rate, scale))
     }
 
     /// What learns: the student, and the projections of its hidden states.

@@ -137,7 +137,7 @@ fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut ChaCha8Rng) {
 fn rounds(name: &str) -> usize {
     let few = match name {
         "template" => 300,
-        "cache" | "gguf" | "tokenizer" | "weights" | "manifest" => 1500,
+        "cache" | "gguf" | "tokenizer" | "weights" | "manifest" | "provenance" => 1500,
         _ => 4000,
     };
     match std::env::var("FUZZ_READER") {

@@ -9,12 +9,17 @@ use std::path::{Path, PathBuf};
 use common::{Bench, files};
 use distill::checkpoint::{Manifest, Provenance};
 use distill::commands::verify::{Finding, check};
+use distill::metrics::Screen;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
 fn goldens(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name)
+}
+
+fn quiet() -> Screen {
+    Screen::plain(std::io::sink())
 }
 
 /// Trained with `more` in `[train]` and an override each for `sets`.
@@ -33,14 +38,14 @@ fn train(bench: &Bench, run: &str, sets: &[&str], code: i32) {
 
 /// What `verify` finds different, or what it says instead.
 fn named(path: &Path) -> Vec<String> {
-    match check(path) {
+    match check(path, &quiet()) {
         Ok(report) => report.differing().map(|(what, why)| format!("{what}: {why}")).collect(),
         Err(error) => vec![error.to_string()],
     }
 }
 
 fn clean(bench: &Bench, path: &str) {
-    let report = check(&bench.path(path)).unwrap();
+    let report = check(&bench.path(path), &quiet()).unwrap();
     assert_eq!(report.differing().collect::<Vec<_>>(), [], "{path}");
     // A run keeps two checkpoints: what went before them is gone.
     let gone =
@@ -222,7 +227,7 @@ fn a_record_that_names_a_device_in_a_files_place_has_it_never_read() {
     let corpus = &mut forged.corpus.as_mut().unwrap().files[0];
     (corpus.path, corpus.size) = ("/dev/zero".into(), 0);
     forged.write_over(&dir).unwrap();
-    let report = check(&dir).unwrap();
+    let report = check(&dir, &quiet()).unwrap();
     let not_there = |what: &str| report.checks.iter().any(|(w, f)| w == what && matches!(f, Finding::NotThere(_)));
     assert!(not_there("corpus: zero") && not_there("order of 1 steps"), "{report:#?}");
 }

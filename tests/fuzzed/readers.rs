@@ -6,11 +6,12 @@ use std::sync::{Arc, LazyLock};
 
 use candle_core::Device;
 use distill::cache::{self, Blocks, Codec, DataId, Header, Values, Writer};
-use distill::checkpoint::{Checkpoint, Manifest, find, latest_valid, layout, read_safetensors_f32};
+use distill::checkpoint::{Checkpoint, Manifest, Provenance, find, latest_valid, layout, read_safetensors_f32};
+use distill::commands::verify;
 use distill::corpus::{Batch, CorpusIndex, Encoder, LossOn, Message, OnBadRecord, Place, Record, Row, TemplateChoice};
 use distill::corpus::{RowRef, TextTokenizer, row_digest};
 use distill::kernels::Precision;
-use distill::metrics::{Jsonl, draw_curves};
+use distill::metrics::{Jsonl, Screen, draw_curves};
 use distill::model::{Decoder, Gguf, ModelConfig, load_weights, weight_files};
 use distill::report::Summary;
 use distill::signal::{Needs, Tail};
@@ -23,7 +24,7 @@ use tempfile::TempDir;
 pub type Reader = fn(&[u8]) -> bool;
 
 /// By name, which is that of the fuzz target and of its folder in tests/fuzzed.
-pub const READERS: [(&str, Reader); 14] = [
+pub const READERS: [(&str, Reader); 15] = [
     ("row", row),
     ("corpus", corpus),
     ("config", run_config),
@@ -36,6 +37,7 @@ pub const READERS: [(&str, Reader); 14] = [
     ("cache", teacher_cache),
     ("record", cached_record),
     ("manifest", manifest),
+    ("provenance", provenance),
     ("state", state),
     ("metrics", metrics),
 ];
@@ -386,6 +388,39 @@ pub fn manifest(data: &[u8]) -> bool {
     let _ = latest_valid(dir.path());
     let _ = find::best(dir.path());
     Checkpoint::open(&dir.path().join(layout::CHECKPOINTS).join(layout::LATEST)).is_ok()
+}
+
+/// What a provenance.json names, beside it.
+pub const PROVENANCE_FOLDER: [(&str, &[u8]); 3] = [
+    ("tokenizer.json", TOKENIZER),
+    ("tokenizer_config.json", TOKENIZER_CONFIG),
+    (
+        "data.jsonl",
+        b"{\"text\": \"a b c d\"}\n{\"text\": \"The ferry leaves.\"}\n{\"prompt\": \"p\", \"response\": \"r\"}\n",
+    ),
+];
+
+/// provenance.json of a model, whose digest is put right and in which `$DIR` stands for the model's folder, and all that is verified by
+/// it.
+pub fn provenance(data: &[u8]) -> bool {
+    let dir = folder(&PROVENANCE_FOLDER);
+    let text = String::from_utf8_lossy(data).replace("$DIR", dir.path().to_str().expect("a plain path"));
+    let Ok(provenance) = serde_json::from_str::<Provenance>(&text) else {
+        std::fs::write(dir.path().join(layout::PROVENANCE), data).expect("a temporary file");
+        assert!(Provenance::read(dir.path()).is_err());
+        return false;
+    };
+    // Reading so many steps again takes as long as it says.
+    if provenance.training.as_ref().is_some_and(|training| training.steps > 100) {
+        return false;
+    }
+    let format = provenance.format;
+    provenance.write(dir.path()).expect("what was read can be written");
+    if let Ok(read) = Provenance::read(dir.path()) {
+        assert!(format <= 1 && read.files.iter().flatten().all(|(name, _)| !name.contains('/')));
+    }
+    let report = verify::check(dir.path(), &Screen::plain(std::io::sink())).expect("a folder with a provenance");
+    report.differing().next().is_none()
 }
 
 /// state.json of a checkpoint that is whole, then summary.json and responses' neighbours that are plain JSON.

@@ -1,21 +1,27 @@
 //! What the fuzzing of each reader starts from: small inputs that are right, made here or taken from the goldens.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
 
 use distill::cache::{BlockRow, Codec, Header, Stored, Writer, encode_batch};
-use distill::checkpoint::{Dtype, Entry, Manifest, Values, write_safetensors};
-use distill::corpus::{Batch, Row, RowRef, row_digest};
+use distill::checkpoint::provenance::{Corpus, Environment, FileAt, License, Order, Rows, Source, Training};
+use distill::checkpoint::{Dtype, Entry, FileEntry, Manifest, Provenance, Values, write_safetensors};
+use distill::corpus::{Batch, CorpusIndex, Encoder, LoadOrder, Loader, LossOn, OnBadRecord, Row, RowRef};
+use distill::corpus::{TemplateChoice, TextTokenizer, row_digest};
 use distill::model::ModelConfig;
 use distill::signal::TeacherSignal;
 use distill::train::TrainState;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 
-use super::readers::{TINY_GPT2, TINY_LLAMA, cache_header};
+use super::readers::{PROVENANCE_FOLDER, TINY_GPT2, TINY_LLAMA, cache_header};
 
 /// The seeds of the reader called `name`.
 pub fn of(name: &str) -> Vec<Vec<u8>> {
     match name {
         "row" => ROWS.iter().map(|row| row.as_bytes().to_vec()).collect(),
-        "corpus" => vec![(ROWS.join("\n") + "\r\n\r\n").into_bytes(), format!("\u{feff}{}\n", ROWS[1]).into_bytes()],
+        "corpus" => corpora(),
         "config" => CONFIGS.iter().map(|text| text.as_bytes().to_vec()).collect(),
         "template" => templates(),
         "tokenizer" => TOKENIZERS.iter().map(|json| tokenizer(json)).collect(),
@@ -28,6 +34,7 @@ pub fn of(name: &str) -> Vec<Vec<u8>> {
         "cache" => (0..4).map(cache).collect(),
         "record" => (0..16).map(record).collect(),
         "manifest" => vec![manifest()],
+        "provenance" => vec![provenance(false), provenance(true)],
         "state" => vec![state(), weights((TINY_LLAMA, Dtype::F32)), SUMMARY.as_bytes().to_vec()],
         "metrics" => vec![METRICS.as_bytes().to_vec()],
         other => panic!("no reader is called {other}"),
@@ -45,6 +52,27 @@ const ROWS: [&str; 9] = [
     r#"{"text": "a", "text": "b"}"#,
     r#"[{"role": "user"}]"#,
 ];
+
+/// Plain, with a byte order mark, and packed: whole, in two members or frames, and stored rather than squeezed, so that a change
+/// inside reaches the rows.
+fn corpora() -> Vec<Vec<u8>> {
+    let rows = ROWS.join("\n") + "\r\n\r\n";
+    let gzip = |text: &str, level: u32| {
+        let mut gzip = GzEncoder::new(vec![], Compression::new(level));
+        gzip.write_all(text.as_bytes()).and_then(|()| gzip.finish()).expect("memory")
+    };
+    let zstd = |text: &str| zstd::encode_all(text.as_bytes(), 3).expect("memory");
+    let (first, second) = rows.split_at(ROWS[0].len() + 1);
+    vec![
+        rows.clone().into_bytes(),
+        format!("\u{feff}{}\n", ROWS[1]).into_bytes(),
+        gzip(&rows, 6),
+        gzip(&rows, 0),
+        [gzip(first, 9), gzip(second, 1)].concat(),
+        zstd(&rows),
+        [zstd(first), zstd(second)].concat(),
+    ]
+}
 
 const CONFIGS: [&str; 5] = [
     include_str!("../../configs/quickstart.toml"),
@@ -266,6 +294,65 @@ fn manifest() -> Vec<u8> {
     std::fs::write(dir.path().join("state.json"), "{}").expect("a file");
     let manifest = Manifest::of(dir.path(), 1, None).expect("a manifest");
     [&manifest.to_bytes()[..], b"\0step-00000001\n"].concat()
+}
+
+/// Of a model that learnt from three rows, or that lies as it was exported.
+fn provenance(trained: bool) -> Vec<u8> {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for (name, content) in PROVENANCE_FOLDER {
+        std::fs::write(dir.path().join(name), content).expect("a file");
+    }
+    let file = |name: &str| FileEntry::of(&dir.path().join(name)).expect("a file that is there");
+    let files = ["tokenizer.json", "tokenizer_config.json"].map(|name| (name.to_owned(), file(name)));
+    let mut source = Source { kind: "local".into(), path: dir.path().into(), files: files.into(), ..Source::default() };
+    let environment = Environment {
+        version: Some("0.1.0".into()),
+        binary: Some("0".repeat(64)),
+        hardware: Some("avx512".into()),
+        threads: Some(2),
+    };
+    let mut provenance = Provenance::new(if trained { "train" } else { "export" }, vec![environment], source.clone());
+    if trained {
+        source.license =
+            Some(License { id: Some("mit".into()), said_in: Some("README.md".into()), text: Some("LICENSE".into()) });
+        (provenance.teacher, provenance.student) = (Some(source.clone()), Some(source));
+        let data = dir.path().join("data.jsonl");
+        let tokenizer = Arc::new(TextTokenizer::from_dir(dir.path()).expect("a tokenizer"));
+        let encoder = Encoder::new(tokenizer, &TemplateChoice::Off, 64, LossOn::Completion).expect("an encoder");
+        let index = CorpusIndex::open(std::slice::from_ref(&data), OnBadRecord::SKIP).expect("a corpus");
+        let order = LoadOrder { seed: 7, shuffle: true, epochs: None };
+        let mut loader = Loader::new(Arc::new(index), Arc::new(encoder), order);
+        for _ in 0..3 {
+            loader.next_step(2, false).expect("a step");
+        }
+        let state = loader.state();
+        let rows = Rows {
+            used: state.rows_used,
+            dropped: state.rows_dropped,
+            truncated: state.rows_truncated,
+            rejected: state.records_rejected,
+        };
+        provenance.corpus = Some(Corpus {
+            files: vec![FileAt::new(data, file("data.jsonl"))],
+            rows: Some(rows),
+            written_from: BTreeMap::new(),
+            prompts: vec![],
+        });
+        let order = Order {
+            digest: state.order.clone(),
+            shuffle: true,
+            packing: false,
+            batch_size: 2,
+            max_length: 64,
+            loss_on: LossOn::Completion,
+            chat_template: TemplateChoice::Off,
+            prompts: false,
+        };
+        provenance.training = Some(Training { seed: 7, steps: 3, target_tokens: 9, order, rollouts: None });
+    }
+    provenance.write_over(dir.path()).expect("a provenance");
+    let text = std::fs::read_to_string(dir.path().join("provenance.json")).expect("text");
+    text.replace(dir.path().to_str().expect("a plain path"), "$DIR").into_bytes()
 }
 
 fn state() -> Vec<u8> {

@@ -14,6 +14,7 @@ use crate::cache;
 use crate::checkpoint::{atomic, find, layout};
 use crate::cli::VerifyArgs;
 use crate::error::{Error, Result};
+use crate::metrics::Screen;
 use crate::printable::printable;
 use crate::units::Count;
 
@@ -102,7 +103,7 @@ impl Report {
 }
 
 pub fn run(args: &VerifyArgs) -> Result<Outcome> {
-    let report = check(&args.path)?;
+    let report = check(&args.path, &Screen::stderr())?;
     out::write(&report.table())?;
     if let Some(file) = &args.json {
         atomic::write_file(file, &report.json(&args.path)?)?;
@@ -120,21 +121,21 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
 /// Holds what is at `path` against what was recorded of it.
 ///
 /// Input errors: nothing was recorded there.
-pub fn check(path: &Path) -> Result<Report> {
+pub fn check(path: &Path, screen: &Screen) -> Result<Report> {
     let mut report = Report::default();
     let has = |name: &str| path.join(name).exists();
     if [layout::LATEST, layout::BEST].iter().any(|name| path.ends_with(name)) && path.is_file() {
         let folder = find::follow(path).map_err(|damage| Error::run(damage.to_string()))?;
-        return check(&folder);
+        return check(&folder, screen);
     }
     if has(layout::MANIFEST) || has(layout::STATE) {
         let made = folder::checkpoint(&mut report, path, "");
-        sources::check(&mut report, &made.into_iter().collect::<Vec<_>>());
+        sources::check(&mut report, &made.into_iter().collect::<Vec<_>>(), screen);
     } else if has(layout::CHECKPOINTS) || has(layout::METRICS) {
-        run::check(&mut report, path)?;
+        run::check(&mut report, path, screen)?;
     } else if has(layout::PROVENANCE) {
         let made = folder::model(&mut report, path, "");
-        sources::check(&mut report, &made.into_iter().collect::<Vec<_>>());
+        sources::check(&mut report, &made.into_iter().collect::<Vec<_>>(), screen);
     } else if is_cache(path) {
         cached(&mut report, path, "");
     } else {

@@ -10,6 +10,7 @@ use crate::checkpoint::provenance::{Corpus, Order, Rows, Training};
 use crate::commands::provenance::Digests;
 use crate::corpus::{CorpusIndex, Encoder, LoadOrder, Loader, OnBadRecord, TemplateChoice, TextTokenizer};
 use crate::error::Result;
+use crate::metrics::Screen;
 
 /// A model's claim.
 struct Claim<'a> {
@@ -36,18 +37,18 @@ impl<'a> Claim<'a> {
 }
 
 /// Checks the claims of all of `made`; those of one run in one reading.
-pub fn check(report: &mut Report, made: &[Made], digests: &Digests) {
+pub fn check(report: &mut Report, made: &[Made], digests: &Digests, screen: &Screen) {
     let mut claims: Vec<Claim> = made.iter().filter_map(Claim::of).collect();
     claims.sort_by_key(|claim| claim.training.steps);
     while let Some(first) = claims.first() {
         let reading = first.reading();
         let (same, rest): (Vec<_>, Vec<_>) = claims.into_iter().partition(|claim| claim.reading() == reading);
-        together(report, &same, digests);
+        together(report, &same, digests, screen);
         claims = rest;
     }
 }
 
-fn together(report: &mut Report, claims: &[Claim], digests: &Digests) {
+fn together(report: &mut Report, claims: &[Claim], digests: &Digests, screen: &Screen) {
     let mut loader = match loader(claims, digests) {
         Ok(loader) => loader,
         Err(why) => {
@@ -55,6 +56,8 @@ fn together(report: &mut Report, claims: &[Claim], digests: &Digests) {
             return;
         }
     };
+    let steps = claims.iter().map(|claim| claim.training.steps).max();
+    let progress = screen.progress("reading the steps again", steps);
     let mut done = 0;
     for claim in claims {
         let order = &claim.training.order;
@@ -64,6 +67,7 @@ fn together(report: &mut Report, claims: &[Claim], digests: &Digests) {
                     return Ok(false);
                 }
                 done += 1;
+                progress.advance(1);
             }
             Ok(true)
         };
@@ -74,6 +78,7 @@ fn together(report: &mut Report, claims: &[Claim], digests: &Digests) {
         };
         report.judge(claim.what(), differs);
     }
+    progress.finish();
 }
 
 fn difference(claim: &Claim, (loader, rejected): &(Loader, u64)) -> Option<String> {

@@ -10,9 +10,10 @@ use crate::checkpoint::provenance::Training;
 use crate::checkpoint::{find, layout};
 use crate::commands::{cache, responses};
 use crate::error::Result;
+use crate::metrics::Screen;
 use crate::report::{Status, Summary};
 
-pub fn check(report: &mut Report, run: &Path) -> Result<()> {
+pub fn check(report: &mut Report, run: &Path, screen: &Screen) -> Result<()> {
     let steps = find::steps(run)?;
     let student = run.join(layout::STUDENT);
     if steps.is_empty() && !student.exists() {
@@ -53,7 +54,7 @@ pub fn check(report: &mut Report, run: &Path) -> Result<()> {
             }
         }
     }
-    sources::check(report, &made);
+    sources::check(report, &made, screen);
     Ok(())
 }
 

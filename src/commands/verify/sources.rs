@@ -12,9 +12,10 @@ use crate::checkpoint::provenance::{Corpus, FileAt, Provenance, Source};
 use crate::checkpoint::{FileEntry, layout};
 use crate::commands::provenance::{Digests, cache_identity, keys_of};
 use crate::config;
+use crate::metrics::Screen;
 
 /// Checks the sources of all of `made`, each once, and the order of rows.
-pub fn check(report: &mut Report, made: &[Made]) {
+pub fn check(report: &mut Report, made: &[Made], screen: &Screen) {
     let digests = Digests::default();
     let mut wanted: Vec<(String, FileAt)> = vec![];
     let mut seen = BTreeSet::new();
@@ -45,7 +46,7 @@ pub fn check(report: &mut Report, made: &[Made]) {
     for made in made {
         run_config(report, made);
     }
-    order::check(report, made, &digests);
+    order::check(report, made, &digests, screen);
 }
 
 /// The files that a provenance names, and what each is to the model.

@@ -31,7 +31,7 @@ impl distill::metrics::Sink for Seen {
 
 /// Trains with a checkpoint at every step, before each of which the disk takes `pause`; the files of every checkpoint by step and name, but
 /// for the times.
-fn checkpoints(pause: Duration) -> Vec<BTreeMap<String, Vec<u8>>> {
+fn checkpoints(device: &Device, pause: Duration) -> Vec<BTreeMap<String, Vec<u8>>> {
     let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/chat");
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data.jsonl");
@@ -47,7 +47,7 @@ fn checkpoints(pause: Duration) -> Vec<BTreeMap<String, Vec<u8>>> {
     ));
     let config = config.unwrap();
     let weights = fresh_weights(&config, 3).unwrap();
-    let student = Arc::new(Decoder::new(config, weights, true, &Device::Cpu).unwrap());
+    let student = Arc::new(Decoder::new(config, weights, true, device).unwrap());
     let encoder = Encoder::new(tokenizer, &TemplateChoice::Off, 32, LossOn::All).unwrap();
     let index = CorpusIndex::open(&[data], OnBadRecord::Fail).unwrap();
     let order = LoadOrder { seed: 5, shuffle: true, epochs: None };
@@ -113,9 +113,9 @@ fn checkpoints(pause: Duration) -> Vec<BTreeMap<String, Vec<u8>>> {
     (0..=STEPS).map(files).collect()
 }
 
-#[test]
-fn a_checkpoint_that_takes_longer_than_the_next_step_holds_nothing_of_it() {
-    let (quick, slow) = (checkpoints(Duration::ZERO), checkpoints(Duration::from_millis(60)));
+distill::on_every_device! {
+fn a_checkpoint_that_takes_longer_than_the_next_step_holds_nothing_of_it(device) {
+    let [quick, slow] = [Duration::ZERO, Duration::from_millis(60)].map(|pause| checkpoints(device, pause));
     for (step, (quick, slow)) in quick.iter().zip(&slow).enumerate() {
         assert!(quick.contains_key("optimizer.safetensors") && quick.contains_key("model.safetensors"));
         let differ: Vec<_> = quick.keys().filter(|name| quick[*name] != slow[*name]).collect();
@@ -124,4 +124,5 @@ fn a_checkpoint_that_takes_longer_than_the_next_step_holds_nothing_of_it() {
     for pair in quick.windows(2) {
         assert_ne!(pair[0]["model.safetensors"], pair[1]["model.safetensors"]);
     }
+}
 }

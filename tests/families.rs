@@ -30,7 +30,7 @@ fn variant(name: &str) -> PathBuf {
 fn save(model: &Decoder) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let companions = Companions::of(&TextTokenizer::from_dir(&tokenizer()).unwrap()).unwrap();
-    write_model(dir.path(), model, &companions, Dtype::F32).unwrap();
+    write_model(dir.path(), model, &companions, Dtype::F32).unwrap().sync().unwrap();
     dir
 }
 

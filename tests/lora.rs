@@ -123,7 +123,7 @@ fn the_merged_folder_says_what_the_adapted_model_says(device) {
     let student = golden_student(device);
     let dir = tempfile::tempdir().unwrap();
     let companions = Companions::of(&TextTokenizer::from_dir(&common::tokenizer()).unwrap()).unwrap();
-    write_model(dir.path(), &student, &companions, Dtype::F32).unwrap();
+    write_model(dir.path(), &student, &companions, Dtype::F32).unwrap().sync().unwrap();
     let merged = Decoder::load(dir.path(), false, device).unwrap();
     let base = Decoder::load(&goldens("step/student_qwen2"), false, device).unwrap();
     let worst = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

@@ -8,7 +8,6 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -204,7 +203,8 @@ impl Manifest {
     }
 }
 
-/// Size and digest of every file in `dir` but `itself`, by name. Reads them all, in constant memory.
+/// Size and digest of every file in `dir` but `itself`, by name. Reads them all, in constant memory, one after the other: beside a
+/// training, in whose pool a task of this size would stand in the way.
 ///
 /// Errors: a file cannot be read, or `dir` holds something that is no file, or nothing.
 pub fn describe(dir: &Path, itself: &str) -> Result<BTreeMap<String, FileEntry>> {
@@ -227,7 +227,7 @@ pub fn describe(dir: &Path, itself: &str) -> Result<BTreeMap<String, FileEntry>>
             .map_err(|cause| Error::run(format!("cannot read back {}: {cause}", path.display())))?;
         Ok((name, entry))
     };
-    names.into_par_iter().map(describe).collect()
+    names.into_iter().map(describe).collect()
 }
 
 /// Checks every file of the checkpoint `dir` against its manifest, sizes first. Reads them all, in constant memory.
@@ -245,9 +245,8 @@ pub fn verify(dir: &Path) -> Result<Manifest, Damage> {
             return Err(Damage::Size { file, expected: entry.size, found });
         }
     }
-    let damage = manifest.files.par_iter().filter_map(|(name, entry)| entry.damage(dir.join(name)));
-    // The first in name order, so that the same damage always gives the same message.
-    match damage.collect::<Vec<_>>().into_iter().next() {
+    // In name order, so that the same damage always gives the same message.
+    match manifest.files.iter().find_map(|(name, entry)| entry.damage(dir.join(name))) {
         Some(damage) => Err(damage),
         None => Ok(manifest),
     }

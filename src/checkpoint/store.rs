@@ -9,6 +9,7 @@ use super::find;
 use super::layout::{self, BEST, CHECKPOINTS, LATEST, MANIFEST, STARTING};
 use super::lock::RunLock;
 use super::manifest::{Damage, Manifest, Parent, verify};
+use super::tensors::Written;
 use crate::error::{Error, Result};
 
 /// The checkpoints of one run, open for writing; holds the run's lock.
@@ -24,6 +25,7 @@ pub struct Store {
 pub struct Staged {
     step: u64,
     staging: Staging,
+    written: Vec<Written>,
 }
 
 /// Which checkpoints stay.
@@ -93,14 +95,15 @@ impl Store {
         }
     }
 
-    /// Begins the checkpoint of `step`: `fill` writes its files into the folder it is given. Nothing counts before [`Store::commit`].
+    /// Begins the checkpoint of `step`: `fill` writes its files into the folder it is given, and returns those that it has open.
+    /// Nothing counts before [`Store::commit`].
     ///
     /// Errors (exit 1): `fill` fails or the disk does. What was half written is removed.
-    pub fn stage(&self, step: u64, fill: impl FnOnce(&Path) -> Result<()>) -> Result<Staged> {
+    pub fn stage(&self, step: u64, fill: impl FnOnce(&Path) -> Result<Vec<Written>>) -> Result<Staged> {
         let begin = || -> Result<Staged> {
             let staging = Staging::beside(&self.dir.join(layout::folder_name(step)))?;
-            fill(staging.folder())?;
-            Ok(Staged { step, staging })
+            let written = fill(staging.folder())?;
+            Ok(Staged { step, staging, written })
         };
         begin().map_err(|error| unsaved(step, error))
     }
@@ -111,10 +114,11 @@ impl Store {
     /// has the same files, whatever its parent is. Call [`Store::point_best_at`] and then [`Store::retain`] afterwards: this deletes nothing.
     ///
     /// Errors (exit 1): the disk refuses. What was staged is removed, older checkpoints stay.
-    pub fn commit(&self, Staged { step, staging }: Staged) -> Result<PathBuf> {
+    pub fn commit(&self, Staged { step, staging, written }: Staged) -> Result<PathBuf> {
         let name = layout::folder_name(step);
         let path = self.dir.join(&name);
         let write = || -> Result<()> {
+            written.into_iter().try_for_each(Written::sync)?;
             let manifest = Manifest::of(staging.folder(), step, self.parent(step))?;
             let existing = if path.exists() { verify(&path).ok() } else { None };
             let manifest = match existing.filter(|existing| existing.is_same(&manifest)) {

@@ -6,7 +6,7 @@ use crate::error::Class;
 use tempfile::TempDir;
 
 impl Store {
-    fn save(&self, step: u64, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    fn save(&self, step: u64, fill: impl FnOnce(&Path) -> Result<Vec<Written>>) -> Result<PathBuf> {
         self.commit(self.stage(step, fill)?)
     }
 }
@@ -21,11 +21,11 @@ fn run(steps: &[u64]) -> (TempDir, Store) {
     (dir, store)
 }
 
-fn fill(model: &str) -> impl FnOnce(&Path) -> Result<()> {
+fn fill(model: &str) -> impl FnOnce(&Path) -> Result<Vec<Written>> {
     move |dir| {
         fs::write(dir.join(layout::MODEL), model).unwrap();
         fs::write(dir.join(layout::STATE), "{}").unwrap();
-        Ok(())
+        Ok(vec![])
     }
 }
 

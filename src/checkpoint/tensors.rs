@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
@@ -63,6 +63,23 @@ pub struct Entry<'a> {
     pub values: Values<'a>,
 }
 
+/// A file that is written and not yet on the disk. It stays open: some file systems tell what went wrong to none but the handle that wrote.
+#[must_use = "what is not synced may be lost"]
+#[derive(Debug)]
+pub struct Written {
+    path: PathBuf,
+    file: File,
+}
+
+impl Written {
+    /// Waits until it is on the disk.
+    ///
+    /// Errors (exit 1): the disk.
+    pub fn sync(self) -> Result<()> {
+        self.file.sync_all().map_err(|cause| Error::unwritable(&self.path, cause))
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Info {
     dtype: String,
@@ -71,8 +88,7 @@ struct Info {
 }
 
 /// Writes `entries`, sorted by name and stored as `dtype`, with the metadata `{"format": "pt"}` that transformers
-/// requires and `metadata` besides. Memory: 64 KiB, and one tensor unless they are slices. Not durable yet: that is for whoever
-/// puts the file's folder in place ([`write_folder`](super::atomic::write_folder), [`Store::commit`](super::Store::commit)).
+/// requires and `metadata` besides. Memory: 64 KiB, and one tensor unless they are slices.
 ///
 /// Errors (exit 1): the disk (the path is named); two entries of one name; a shape that does not fit its values.
 pub fn write_safetensors<'a>(
@@ -80,7 +96,7 @@ pub fn write_safetensors<'a>(
     entries: impl IntoIterator<Item = Entry<'a>>,
     dtype: Dtype,
     metadata: &BTreeMap<String, String>,
-) -> Result<()> {
+) -> Result<Written> {
     let mut entries: Vec<Entry> = entries.into_iter().collect();
     entries.sort_by_key(|entry| entry.name);
     let header = header(&entries, dtype, metadata)?;
@@ -99,7 +115,8 @@ pub fn write_safetensors<'a>(
         };
         written.map_err(unwritable)?;
     }
-    file.flush().map_err(unwritable)
+    let file = file.into_inner().map_err(|error| unwritable(error.into_error()))?;
+    Ok(Written { path: path.to_owned(), file })
 }
 
 /// The JSON header, padded with spaces so that the numbers start at a multiple of 8.

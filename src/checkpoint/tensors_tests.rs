@@ -11,7 +11,7 @@ fn candle_and_safetensors_load_what_we_write() {
     let path = dir.path().join("model.safetensors");
     let weight: Vec<f32> = (0..6).map(|i| i as f32 * 0.1).collect();
     let entries = [entry("w", &[2, 3], &weight), entry("b", &[1], &[-1.5]), entry("empty", &[0, 4], &[])];
-    write_safetensors(&path, entries, Dtype::F32, &BTreeMap::new()).unwrap();
+    write_safetensors(&path, entries, Dtype::F32, &BTreeMap::new()).unwrap().sync().unwrap();
 
     let loaded = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
     assert_eq!(loaded["w"].to_vec2::<f32>().unwrap(), [weight[..3].to_vec(), weight[3..].to_vec()]);
@@ -34,7 +34,7 @@ fn the_same_tensors_give_the_same_bytes_in_any_order() {
     let (a, b) = (entry("a", &[2], &[1.0, 2.0]), entry("b", &[1], &[3.0]));
     let metadata = (0..20).map(|i| (format!("key {i}"), i.to_string())).collect();
     for (file, entries) in [("one", [a.clone(), b.clone()]), ("two", [b, a])] {
-        write_safetensors(&dir.path().join(file), entries, Dtype::F32, &metadata).unwrap();
+        write_safetensors(&dir.path().join(file), entries, Dtype::F32, &metadata).unwrap().sync().unwrap();
     }
     assert_eq!(std::fs::read(dir.path().join("one")).unwrap(), std::fs::read(dir.path().join("two")).unwrap());
 }
@@ -52,7 +52,7 @@ fn bf16_is_rounded_to_nearest_even_whatever_the_source() {
         Entry { name: "tensor", shape: &[3], values: Values::Tensor(&tensor) },
         Entry { name: "stored", shape: &[3], values: Values::Tensor(&stored) },
     ];
-    write_safetensors(&path, entries, Dtype::Bf16, &BTreeMap::new()).unwrap();
+    write_safetensors(&path, entries, Dtype::Bf16, &BTreeMap::new()).unwrap().sync().unwrap();
     for (name, (_, back)) in read_safetensors_f32(&path).unwrap() {
         assert_eq!([back[0].to_bits(), back[1].to_bits()], [0x3F80_0000, 0x3F82_0000], "{name}");
         assert!(back[2].is_nan());
@@ -65,7 +65,7 @@ fn a_transposed_tensor_is_written_in_row_major_order() {
     let path = dir.path().join("m");
     let tensor = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap().t().unwrap();
     let entry = Entry { name: "t", shape: &[2, 2], values: Values::Tensor(&tensor) };
-    write_safetensors(&path, [entry], Dtype::F32, &BTreeMap::new()).unwrap();
+    write_safetensors(&path, [entry], Dtype::F32, &BTreeMap::new()).unwrap().sync().unwrap();
     assert_eq!(read_safetensors_f32(&path).unwrap()["t"].1, [1.0, 3.0, 2.0, 4.0]);
 }
 
@@ -74,7 +74,7 @@ fn tensors_longer_than_a_block_survive() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m");
     let values: Vec<f32> = (0..100_003).map(|i| i as f32).collect();
-    write_safetensors(&path, [entry("x", &[100_003], &values)], Dtype::F32, &BTreeMap::new()).unwrap();
+    write_safetensors(&path, [entry("x", &[100_003], &values)], Dtype::F32, &BTreeMap::new()).unwrap().sync().unwrap();
     assert_eq!(read_safetensors_f32(&path).unwrap()["x"].1, values);
 }
 

@@ -32,7 +32,7 @@ pub fn run(args: &ExportArgs) -> Result<Outcome> {
     let dtype = build::stored(args.dtype);
     let provenance = provenance::of_export(&args.file, &tokenizer)?;
     atomic::write_folder(&args.output, |dir| {
-        write_model(dir, &model, &companions, dtype)?;
+        write_model(dir, &model, &companions, dtype)?.sync()?;
         provenance.write_over(dir)
     })?;
     progress.finish();

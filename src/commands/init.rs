@@ -56,7 +56,7 @@ pub fn run(args: &InitArgs) -> Result<Outcome> {
     let searched = searched.as_ref().map(|(index, hardware)| (index.as_ref(), hardware.clone()));
     let provenance = provenance::of_init(&config, &tokenizer, searched)?;
     atomic::write_folder(&args.output, |dir| {
-        write_model(dir, &model, &companions, dtype)?;
+        write_model(dir, &model, &companions, dtype)?.sync()?;
         provenance.write_over(dir)
     })?;
     let (shape, parameters) = (model.config(), model.config().parameters() as u64);

@@ -346,11 +346,10 @@ impl<'a> Session<'a> {
         let provenance = self.provenance.after(state, self.plan.config.seed)?;
         let adapted = self.plan.config.student.source.adaptation().is_some();
         Ok(Box::new(move |dir| {
-            if adapted {
-                write_adapters(dir, &student)?;
-            }
-            write_model(dir, &student, &companions, Dtype::F32)?;
-            provenance.write(dir)
+            let adapters = adapted.then(|| write_adapters(dir, &student)).transpose()?;
+            let model = write_model(dir, &student, &companions, Dtype::F32)?;
+            provenance.write(dir)?;
+            Ok(adapters.into_iter().chain([model]).collect())
         }))
     }
 
@@ -365,7 +364,7 @@ impl<'a> Session<'a> {
         let folder = student_folder(self.plan);
         let dtype = build::stored(self.plan.config.output.dtype);
         atomic::write_folder(&folder, |dir| {
-            write_model(dir, &self.student, &self.companions, dtype)?;
+            write_model(dir, &self.student, &self.companions, dtype)?.sync()?;
             self.provenance.after(state, self.plan.config.seed)?.write_over(dir)
         })?;
         let saved = Decoder::load(&folder, false, &self.plan.devices.student.device)?;

@@ -11,7 +11,7 @@ use super::state::{Best, TrainState};
 use super::step::{StepReport, Stepper};
 use crate::checkpoint::layout;
 use crate::corpus::ReadAhead;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::metrics::{self, Event, Rollout, Sink};
 
 /// How long a run is and how often it looks at itself.
@@ -70,6 +70,8 @@ enum Stepped {
     DataEnded,
     /// Between micro-batches, or while the student was writing: nothing has changed.
     Interrupted,
+    /// Some weights have moved and some have not: nothing that could be saved.
+    Torn(Error),
 }
 
 /// What became of an evaluation.
@@ -87,6 +89,23 @@ impl Run<'_> {
     /// A step that fails leaves a checkpoint of the step before it, whose weights these still are. A run begins with a checkpoint,
     /// of step 0 or of where it branches off: a disk that takes none is known before any time went into training, and no kill finds a run without one.
     pub fn go(&mut self) -> Result<Ending> {
+        let ended = self.steps();
+        // However it ends, what is under way is waited for and told of.
+        match (ended, self.wait_for_checkpoint()) {
+            (Ok(ending), told) => told.map(|()| ending),
+            (Err(error), told) => Err(self.after(error, told)),
+        }
+    }
+
+    /// The error that ends the run; what went wrong after it is a warning.
+    fn after(&mut self, error: Error, then: Result<()>) -> Error {
+        if let Err(other) = then {
+            let _ = self.warn(self.state.step, "checkpoint_not_saved", other.to_string());
+        }
+        error
+    }
+
+    fn steps(&mut self) -> Result<Ending> {
         let mut clock = Instant::now();
         if self.saver.newest().is_none() && !self.stopping() {
             self.save(self.state.best.is_some_and(|best| best.step == self.state.step))?;
@@ -101,6 +120,7 @@ impl Run<'_> {
                 true => Evaluation::NotDue,
                 false => self.evaluate_if_due(last)?,
             };
+            self.tell_if_done()?;
             self.tick(&mut clock);
             let stopping = evaluation == Evaluation::Interrupted || (self.stopping() && !last);
             let improved = evaluation == Evaluation::Done { improved: true };
@@ -110,11 +130,9 @@ impl Run<'_> {
                 self.save(improved)?;
             }
             if stopping {
-                self.wait_for_checkpoint()?;
                 return Ok(Ending::Stopped);
             }
             if last {
-                self.wait_for_checkpoint()?;
                 return Ok(if step >= self.pace.total_steps { Ending::Complete } else { Ending::TimeUp });
             }
             self.tick(&mut clock);
@@ -126,15 +144,14 @@ impl Run<'_> {
                 Err(error) => {
                     // A step that is done and not on record would leave a hole in the log.
                     if self.state.step == step && step > 0 && self.saver.newest() != Some(step) {
-                        self.save(false)?;
+                        let saved = self.save(false);
+                        return Err(self.after(error, saved));
                     }
-                    self.wait_for_checkpoint()?;
                     return Err(error);
                 }
+                Ok(Stepped::Torn(error)) => return Err(error),
             }
-            if let Some(saved) = self.saver.done()? {
-                self.tell(saved)?;
-            }
+            self.tell_if_done()?;
             self.tick(&mut clock);
         }
     }
@@ -185,7 +202,16 @@ impl Run<'_> {
             write_model(dir)?;
             state.write(dir, &optimizer, hidden.as_ref())
         };
-        self.saver.begin(step, improved && self.pace.keep_best, Box::new(write))
+        self.saver.begin(step, improved && self.pace.keep_best, Box::new(write))?;
+        // Merging takes memory that the activations of a step leave only between two.
+        if self.stepper.student.parameters().iter().any(|p| p.adapter.is_some()) {
+            self.saver.wait_until_written();
+        }
+        Ok(())
+    }
+
+    fn tell_if_done(&mut self) -> Result<()> {
+        self.saver.done()?.map_or(Ok(()), |saved| self.tell(saved))
     }
 
     fn wait_for_checkpoint(&mut self) -> Result<()> {
@@ -234,9 +260,13 @@ impl Run<'_> {
         let Some(mut report) = self.stepper.gradients_unless(&micro, self.state.step, &stop)? else {
             return Ok(Stepped::Interrupted);
         };
+        let waiting = Instant::now();
         self.saver.wait_until_written();
-        self.stepper.update(&mut report, self.state.step, learning_rate)?;
-        let seconds = started.elapsed().as_secs_f64();
+        let waited = waiting.elapsed();
+        if let Err(error) = self.stepper.update(&mut report, self.state.step, learning_rate) {
+            return Ok(Stepped::Torn(error));
+        }
+        let seconds = (started.elapsed() - waited).as_secs_f64();
         self.state.step += 1;
         // Not before: a step that failed is read again on resume.
         self.state.loader = self.steps.state().clone();
@@ -251,7 +281,9 @@ impl Run<'_> {
             self.state.rollout = Some(state);
             sample = first.filter(|_| rollouts.shows(self.state.step - 1, self.pace.eval_every));
         }
-        self.sinks.record(&Event::Train(self.train_event(&report, learning_rate, seconds, rollout)))?;
+        let mut event = self.train_event(&report, learning_rate, seconds, rollout);
+        event.elapsed_seconds += waited.as_secs_f64();
+        self.sinks.record(&Event::Train(event))?;
         sample.map_or(Ok(()), |sample| self.sinks.record(&Event::Sample(sample)))?;
         Ok(Stepped::Done)
     }

@@ -414,10 +414,9 @@ pub fn provenance(data: &[u8]) -> bool {
     if provenance.training.as_ref().is_some_and(|training| training.steps > 100) {
         return false;
     }
-    let format = provenance.format;
     provenance.write(dir.path()).expect("what was read can be written");
     if let Ok(read) = Provenance::read(dir.path()) {
-        assert!(format <= 1 && read.files.iter().flatten().all(|(name, _)| !name.contains('/')));
+        assert!(read.files.iter().flatten().all(|(name, _)| !name.contains('/')));
     }
     let report = verify::check(dir.path(), &Screen::plain(std::io::sink())).expect("a folder with a provenance");
     report.differing().next().is_none()

@@ -151,7 +151,8 @@ fn weights((json, dtype): (&str, Dtype)) -> Vec<u8> {
     let owned: Vec<(String, Vec<usize>, Vec<f32>)> = stored.iter().zip(&values).map(entry).collect();
     let entries = owned.iter().map(|(name, shape, values)| Entry { name, shape, values: Values::F32(values) });
     let path = dir.path().join("model.safetensors");
-    write_safetensors(&path, entries, dtype, &BTreeMap::new()).expect("a file");
+    let written = write_safetensors(&path, entries, dtype, &BTreeMap::new()).expect("a file");
+    written.sync().expect("a disk");
     std::fs::read(path).expect("the file")
 }
 

@@ -136,6 +136,8 @@ fn pointers_instead_of_files_are_told_with_the_command_that_fetches_them() {
         edit(b, "kind = \"local\"", "kind = \"gguf\"");
     });
     has(&said, &["teacher.gguf is a Git LFS pointer", "lfs pull --include teacher.gguf"]);
+    let said = refused_after(|b| drop(b.write("train.jsonl", pointer)));
+    has(&said, &["train.jsonl is a Git LFS pointer", "lfs pull --include train.jsonl"]);
 }
 
 #[test]

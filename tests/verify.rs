@@ -164,7 +164,7 @@ fn exit_codes_say_recorded_differs_and_nothing_to_verify() {
     assert_eq!(found["checks"][0]["finding"], "as_recorded");
     // A student that was moved out of its run is verified as it is.
     fs::rename(bench.path("run/student"), bench.path("moved")).unwrap();
-    assert!(verify("moved", 0).contains("the folder lies in no run"));
+    assert!(verify("moved", 0).contains("no config.toml stands where that of a run does"));
     assert!(verify("run", 1).contains("student"), "a run that has ended has its student");
     let said = bench.refused(&["verify", goldens("models/qwen2").to_str().unwrap()]);
     assert!(said.contains("is a model without provenance.json"), "{said}");
@@ -181,6 +181,7 @@ fn an_edited_config_log_or_summary_of_a_run_is_named() {
         ("metrics.jsonl", "\"step\":3", "\"step\":4", "metrics.jsonl"),
         ("metrics.jsonl", "\"tokens\":", "\"tokens\":1", "metrics.jsonl"),
         ("summary.json", "\"rows_used\": 23", "\"rows_used\": 24", "summary.json"),
+        ("summary.json", "\"steps\": 6", "\"steps\": 5", "summary.json"),
         ("checkpoints/latest", "step-00000006", "step-00000005", "checkpoints/latest"),
     ] {
         let file = format!("run/{file}");
@@ -196,6 +197,24 @@ fn an_edited_config_log_or_summary_of_a_run_is_named() {
     let text = String::from_utf8(bench.read("run/config.toml")).unwrap();
     bench.write("run/config.toml", text.replace("keep_last = 2", "keep_last = 7"));
     clean(&bench, "run");
+}
+
+#[test]
+fn what_was_deleted_from_a_run_is_not_passed_over() {
+    let bench = trained("steps = 6", &["checkpoint.every_steps=2"]);
+    let dir = bench.path("run");
+    clean(&bench, "run");
+    let not_there = |part: &str| {
+        let report = check(&dir, &quiet()).unwrap();
+        assert_eq!(report.differing().count(), 0, "{part}: {report:#?}");
+        report.checks.iter().any(|(what, finding)| what == part && matches!(finding, Finding::NotThere(_)))
+    };
+    fs::remove_dir_all(dir.join("checkpoints/step-00000004")).unwrap();
+    assert!(not_there("checkpoints/step-00000004"));
+    fs::remove_file(dir.join("summary.json")).unwrap();
+    assert!(not_there("summary.json"));
+    fs::remove_dir_all(dir.join("checkpoints")).unwrap();
+    assert!(not_there("checkpoints/step-00000004") && not_there("checkpoints/step-00000006"));
 }
 
 #[test]

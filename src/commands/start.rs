@@ -73,7 +73,7 @@ fn latest(run_dir: &Path, screen: &Screen) -> Result<Checkpoint> {
     drop(lock);
     let found = latest_valid(run_dir)?;
     for damage in &found.damage {
-        screen.line(&format!("warning[checkpoint_damaged]: {damage}; an older one is used"));
+        screen.line(&format!("warning[checkpoint_damaged]: {damage}; the newest that is whole is used"));
     }
     found.checkpoint.ok_or_else(|| {
         Error::run(format!(

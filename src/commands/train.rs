@@ -229,7 +229,12 @@ impl<'a> Session<'a> {
             for (code, message) in state.continue_here(build::hardware(&plan.devices)) {
                 warn(&mut sinks, state.step, code, message)?;
             }
-            self.screen.line(&format!("resuming after step {}", Count(state.step)));
+            let past = if state.step > plan.total_steps {
+                format!(": past the {} asked for, nothing is left to train", Count(plan.total_steps))
+            } else {
+                String::new()
+            };
+            self.screen.line(&format!("resuming after step {}{past}", Count(state.step)));
         }
         // Held-out rows are asked for at every evaluation; the teacher's word on them does not change.
         let spill = Spill::new(&plan.config.output.dir, HELD_OUT_DISK);

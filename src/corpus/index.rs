@@ -323,8 +323,12 @@ impl CorpusIndex {
         let place = self.place(row);
         let bytes = read_line(&file.text, block.offset + entry.offset as u64)
             .map_err(|e| Error::run(format!("cannot read {place}: {e}")))?;
-        let changed =
-            || Error::run(format!("{place} changed while it was in use: start again with the data as it is now"));
+        let changed = || {
+            Error::run(format!(
+                "{place} changed while it was in use: put it back as it was and go on with --resume, or start again with \
+                 the data as it is now"
+            ))
+        };
         if check(&bytes) != entry.check {
             return Err(changed());
         }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest, Sha256};
 
+use crate::hub;
 use crate::units::Bytes;
 use crate::{Error, Result};
 
@@ -81,8 +82,9 @@ impl<'a> Source<'a> {
             return Err(Error::input(format!("{} is not a regular file", path.display())));
         }
         let file = File::open(path).map_err(unreadable)?;
-        let mut head = [0; 4];
+        let mut head = [0; 200];
         let n = file.read_at(&mut head, 0).map_err(unreadable)?;
+        hub::not_a_pointer(path, &head[..n])?;
         let tap = Tap { file, hasher: Sha256::new(), bytes: 0 };
         let stream = match Format::of(&head[..n]) {
             None => Stream::Plain(tap),

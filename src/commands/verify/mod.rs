@@ -22,6 +22,8 @@ use crate::units::Count;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     AsRecorded,
+    /// A log, which grows and has no digest: it says what the models say. What else stands in it is not known.
+    Agrees,
     /// And how.
     Differs(String),
     /// It cannot be told, and why.
@@ -49,7 +51,7 @@ impl Report {
     pub fn differing(&self) -> impl Iterator<Item = (&str, &str)> {
         self.checks.iter().filter_map(|(what, finding)| match finding {
             Finding::Differs(why) => Some((what.as_str(), why.as_str())),
-            Finding::AsRecorded | Finding::NotThere(_) => None,
+            Finding::AsRecorded | Finding::Agrees | Finding::NotThere(_) => None,
         })
     }
 
@@ -61,6 +63,10 @@ impl Report {
         self.count(|finding| *finding == Finding::AsRecorded)
     }
 
+    fn agree(&self) -> u64 {
+        self.count(|finding| *finding == Finding::Agrees)
+    }
+
     fn not_there(&self) -> u64 {
         self.count(|finding| matches!(finding, Finding::NotThere(_)))
     }
@@ -70,16 +76,18 @@ impl Report {
         let line = |(what, finding): &(String, Finding)| {
             let text = match finding {
                 Finding::AsRecorded => "as recorded".to_owned(),
+                Finding::Agrees => "agrees with the models; it has no digest".to_owned(),
                 Finding::Differs(why) => format!("DIFFERS: {why}"),
                 Finding::NotThere(why) => format!("not there: {why}"),
             };
             format!("{:<width$}  {}\n", printable(what), printable(&text))
         };
         let lines: String = self.checks.iter().map(line).collect();
-        let differing = self.differing().count() as u64;
+        let (agree, differing) = (self.agree(), self.differing().count() as u64);
         format!(
-            "{lines}{} as recorded, {} not there, {} differ\n",
+            "{lines}{} as recorded{}, {} not there, {} differ\n",
             Count(self.as_recorded()),
+            if agree == 0 { String::new() } else { format!(", {} agree", Count(agree)) },
             Count(self.not_there()),
             Count(differing)
         )
@@ -88,12 +96,14 @@ impl Report {
     fn json(&self, path: &Path) -> Result<Vec<u8>> {
         let check = |(what, finding): &(String, Finding)| match finding {
             Finding::AsRecorded => json!({ "what": what, "finding": "as_recorded" }),
+            Finding::Agrees => json!({ "what": what, "finding": "agrees" }),
             Finding::Differs(why) => json!({ "what": what, "finding": "differs", "why": why }),
             Finding::NotThere(why) => json!({ "what": what, "finding": "not_there", "why": why }),
         };
         let json = json!({
             "path": path.display().to_string(),
             "as_recorded": self.as_recorded(),
+            "agree": self.agree(),
             "not_there": self.not_there(),
             "differ": self.differing().count(),
             "checks": self.checks.iter().map(check).collect::<Vec<_>>(),

@@ -102,8 +102,10 @@ fn loader(claims: &[Claim], digests: &Digests) -> Result<(Loader, u64), String> 
     let provenance = &claim.made.provenance;
     let template = provenance.chat_template.iter();
     for file in claim.corpus.files.iter().chain(template) {
-        if held(&file.entry(), &file.path, digests) != Finding::AsRecorded {
-            return Err(format!("{} is not what was read", file.path.display()));
+        match held(&file.entry(), &file.path, digests) {
+            Finding::AsRecorded => {}
+            Finding::NotThere(_) => return Err(format!("{} is not there", file.path.display())),
+            _ => return Err(format!("{} is not what was read", file.path.display())),
         }
     }
     let Some(intact) = claims.iter().find(|claim| claim.made.intact) else {

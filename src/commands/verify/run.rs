@@ -1,5 +1,6 @@
 //! A run's folder: its checkpoints, its student, and whether its logs tell of the same run.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::Value;
@@ -26,6 +27,7 @@ pub fn check(report: &mut Report, run: &Path, screen: &Screen) -> Result<()> {
         made.extend(folder::checkpoint(report, &run.join(layout::CHECKPOINTS).join(name), &prefix));
     }
     pointers(report, run, &steps);
+    gone(report, run, &steps);
     let ended = Summary::read(run).is_ok_and(|summary| matches!(summary.status, Status::Complete | Status::TimeUp));
     if student.exists() {
         let prefix = format!("{}/", layout::STUDENT);
@@ -83,6 +85,18 @@ fn pointers(report: &mut Report, run: &Path, steps: &[u64]) {
     }
 }
 
+/// The newest two checkpoints that the log tells of: no retention deletes these.
+fn gone(report: &mut Report, run: &Path, steps: &[u64]) {
+    let text = std::fs::read(run.join(layout::METRICS)).unwrap_or_default();
+    let events = text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+    let saved: BTreeSet<u64> =
+        events.filter(|event| event["event"] == "checkpoint").filter_map(|event| event["step"].as_u64()).collect();
+    for step in saved.into_iter().rev().take(2).filter(|step| !steps.contains(step)) {
+        let what = format!("{}/{}", layout::CHECKPOINTS, layout::folder_name(step));
+        report.add(what, Finding::NotThere(format!("deleted; {} tells of it", layout::METRICS)));
+    }
+}
+
 fn trainings(made: &[Made]) -> impl Iterator<Item = &Training> {
     made.iter().filter_map(|made| made.provenance.training.as_ref())
 }
@@ -123,18 +137,29 @@ fn metrics(report: &mut Report, run: &Path, made: &[Made]) {
         let (steps, tokens) = (training.steps, training.target_tokens);
         format!("it does not say that step {steps} came to {tokens} target tokens")
     });
-    report.judge(layout::METRICS, differs);
+    report.add(layout::METRICS, differs.map_or(Finding::Agrees, Finding::Differs));
 }
 
 /// summary.json, where a model of the same step is there to compare with.
 fn summary(report: &mut Report, run: &Path, made: &[Made]) {
     if !run.join(layout::SUMMARY).exists() {
-        return report.add(layout::SUMMARY, Finding::NotThere("the run has not ended".into()));
+        let why = match run.join(layout::STUDENT).exists() {
+            true => "deleted, or the run was cut off before it was written",
+            false => "the run has not ended",
+        };
+        return report.add(layout::SUMMARY, Finding::NotThere(why.into()));
     }
     let summary = match Summary::read(run) {
         Ok(summary) => summary,
         Err(error) => return report.add(layout::SUMMARY, Finding::Differs(error.to_string())),
     };
+    let student = made.iter().find(|made| made.dir.ends_with(layout::STUDENT));
+    let of_student = student.and_then(|made| made.provenance.training.as_ref()).map(|training| training.steps);
+    let ended = matches!(summary.status, Status::Complete | Status::TimeUp);
+    if let Some(steps) = of_student.filter(|&steps| ended && steps != summary.steps) {
+        let why = format!("it is of step {}, the student of step {steps}", summary.steps);
+        return report.add(layout::SUMMARY, Finding::Differs(why));
+    }
     let Some(of_step) = made
         .iter()
         .find(|made| made.provenance.training.as_ref().is_some_and(|training| training.steps == summary.steps))
@@ -149,8 +174,6 @@ fn summary(report: &mut Report, run: &Path, made: &[Made]) {
             == (summary.rows_used, summary.rows_dropped, summary.rows_truncated, summary.rows_rejected)
     });
     let same = tokens == Some(summary.tokens) && same_rows;
-    report.judge(
-        layout::SUMMARY,
-        (!same).then(|| format!("its counts are not those of the model of step {}", summary.steps)),
-    );
+    let differs = (!same).then(|| format!("its counts are not those of the model of step {}", summary.steps));
+    report.add(layout::SUMMARY, differs.map_or(Finding::Agrees, Finding::Differs));
 }

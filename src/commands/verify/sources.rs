@@ -124,7 +124,7 @@ fn run_config(report: &mut Report, made: &Made) {
     let Some(recorded) = made.provenance.config.as_ref().filter(|_| made.provenance.training.is_some()) else { return };
     let Some(file) = config_of(&made.dir) else {
         let what = format!("{}config.toml", made.prefix);
-        return report.add(what, Finding::NotThere("the folder lies in no run".into()));
+        return report.add(what, Finding::NotThere("no config.toml stands where that of a run does".into()));
     };
     let now = match config::load(&file, &[], None).and_then(|config| keys_of(&config)) {
         Ok(keys) => keys,

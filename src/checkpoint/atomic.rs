@@ -3,7 +3,7 @@
 //! The order is always the same: write beside the destination, fsync the files and their folder, rename into place,
 //! fsync the parent. A rename is atomic but not durable; without the last fsync the *name* can be lost.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -45,6 +45,30 @@ pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
     let staging = Staging::beside(path)?;
     fill(staging.folder())?;
     staging.commit()
+}
+
+/// Files that are written and not yet on the disk. They stay open: some file systems tell what went wrong to none but the handle that
+/// wrote.
+#[must_use = "what is not synced may be lost"]
+#[derive(Debug, Default)]
+pub struct Unsynced(Vec<(PathBuf, File)>);
+
+impl Unsynced {
+    pub(super) fn of(path: &Path, file: File) -> Self {
+        Self(vec![(path.to_owned(), file)])
+    }
+
+    pub fn and(mut self, more: Self) -> Self {
+        self.0.extend(more.0);
+        self
+    }
+
+    /// Waits until they are on the disk.
+    ///
+    /// Errors (exit 1): the disk (the file is named).
+    pub fn sync(self) -> Result<()> {
+        self.0.iter().try_for_each(|(path, file)| disk::sync_open(path, file).map_err(|e| Error::unwritable(path, e)))
+    }
 }
 
 /// A folder under construction; removed when dropped before [`Staging::commit`].

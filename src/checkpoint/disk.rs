@@ -33,8 +33,13 @@ pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 pub(super) fn sync(path: &Path) -> io::Result<()> {
+    sync_open(path, &File::open(path)?)
+}
+
+/// The same, by a handle that is there already.
+pub(super) fn sync_open(path: &Path, file: &File) -> io::Result<()> {
     reach(Sync(path))?;
-    File::open(path)?.sync_all()
+    file.sync_all()
 }
 
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {

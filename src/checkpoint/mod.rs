@@ -13,9 +13,10 @@ pub mod provenance;
 mod store;
 pub mod tensors;
 
+pub use atomic::Unsynced;
 pub use find::{Checkpoint, Found, latest_valid};
 pub use lock::RunLock;
 pub use manifest::{Damage, FileEntry, Manifest, hash_file, verify};
 pub use provenance::Provenance;
 pub use store::{Retained, Retention, Staged, Store};
-pub use tensors::{Arrays, Dtype, Entry, Values, Written, read_safetensors_f32, write_safetensors};
+pub use tensors::{Arrays, Dtype, Entry, Values, read_safetensors_f32, write_safetensors};

@@ -3,13 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
-use super::atomic::{self, Staging};
+use super::atomic::{self, Staging, Unsynced};
 use super::disk;
 use super::find;
 use super::layout::{self, BEST, CHECKPOINTS, LATEST, MANIFEST, STARTING};
 use super::lock::RunLock;
 use super::manifest::{Damage, Manifest, Parent, verify};
-use super::tensors::Written;
 use crate::error::{Error, Result};
 
 /// The checkpoints of one run, open for writing; holds the run's lock.
@@ -25,7 +24,7 @@ pub struct Store {
 pub struct Staged {
     step: u64,
     staging: Staging,
-    written: Vec<Written>,
+    unsynced: Unsynced,
 }
 
 /// Which checkpoints stay.
@@ -99,11 +98,11 @@ impl Store {
     /// Nothing counts before [`Store::commit`].
     ///
     /// Errors (exit 1): `fill` fails or the disk does. What was half written is removed.
-    pub fn stage(&self, step: u64, fill: impl FnOnce(&Path) -> Result<Vec<Written>>) -> Result<Staged> {
+    pub fn stage(&self, step: u64, fill: impl FnOnce(&Path) -> Result<Unsynced>) -> Result<Staged> {
         let begin = || -> Result<Staged> {
             let staging = Staging::beside(&self.dir.join(layout::folder_name(step)))?;
-            let written = fill(staging.folder())?;
-            Ok(Staged { step, staging, written })
+            let unsynced = fill(staging.folder())?;
+            Ok(Staged { step, staging, unsynced })
         };
         begin().map_err(|error| unsaved(step, error))
     }
@@ -114,11 +113,11 @@ impl Store {
     /// has the same files, whatever its parent is. Call [`Store::point_best_at`] and then [`Store::retain`] afterwards: this deletes nothing.
     ///
     /// Errors (exit 1): the disk refuses. What was staged is removed, older checkpoints stay.
-    pub fn commit(&self, Staged { step, staging, written }: Staged) -> Result<PathBuf> {
+    pub fn commit(&self, Staged { step, staging, unsynced }: Staged) -> Result<PathBuf> {
         let name = layout::folder_name(step);
         let path = self.dir.join(&name);
         let write = || -> Result<()> {
-            written.into_iter().try_for_each(Written::sync)?;
+            unsynced.sync()?;
             let manifest = Manifest::of(staging.folder(), step, self.parent(step))?;
             let existing = if path.exists() { verify(&path).ok() } else { None };
             let manifest = match existing.filter(|existing| existing.is_same(&manifest)) {

@@ -1,12 +1,12 @@
 use std::fs;
 
 use super::*;
-use crate::checkpoint::{Checkpoint, disk, latest_valid};
+use crate::checkpoint::{Checkpoint, Dtype, Entry, Values, disk, latest_valid, write_safetensors};
 use crate::error::Class;
 use tempfile::TempDir;
 
 impl Store {
-    fn save(&self, step: u64, fill: impl FnOnce(&Path) -> Result<Vec<Written>>) -> Result<PathBuf> {
+    fn save(&self, step: u64, fill: impl FnOnce(&Path) -> Result<Unsynced>) -> Result<PathBuf> {
         self.commit(self.stage(step, fill)?)
     }
 }
@@ -21,11 +21,11 @@ fn run(steps: &[u64]) -> (TempDir, Store) {
     (dir, store)
 }
 
-fn fill(model: &str) -> impl FnOnce(&Path) -> Result<Vec<Written>> {
+fn fill(model: &str) -> impl FnOnce(&Path) -> Result<Unsynced> {
     move |dir| {
         fs::write(dir.join(layout::MODEL), model).unwrap();
         fs::write(dir.join(layout::STATE), "{}").unwrap();
-        Ok(vec![])
+        Ok(Unsynced::default())
     }
 }
 
@@ -88,6 +88,28 @@ fn a_kill_while_the_only_checkpoint_is_replaced_does_not_lose_it() {
         assert_eq!(listing(snapshot.path()), ["latest", "step-00000100"]);
     }
     assert_eq!(fs::read_to_string(model(dir.path(), 100)).unwrap(), "again");
+}
+
+/// Writes a model whose handle is still open.
+fn fill_open(dir: &Path) -> Result<Unsynced> {
+    let entry = Entry { name: "w", shape: &[2], values: Values::F32(&[1.0, 2.0]) };
+    write_safetensors(&dir.join(layout::MODEL), [entry], Dtype::F32, &Default::default())
+}
+
+#[test]
+fn weights_are_synced_by_the_handle_that_wrote_them_before_they_are_described() {
+    let (dir, store) = run(&[]);
+    let done = disk::record(dir.path(), || drop(store.save(1, fill_open).unwrap()));
+    let at = |operation: &str| done.iter().position(|done| done.contains(operation)).unwrap();
+    assert!(at("sync checkpoints/.tmp-step-00000001/model") < at("write checkpoints/.tmp-step-00000001/manifest"));
+    let staged = store.stage(2, fill_open).unwrap();
+    let (result, _) = disk::fail_at(1, std::io::ErrorKind::StorageFull, || store.commit(staged));
+    let message = result.unwrap_err().to_string();
+    assert!(
+        message.contains("step 2: cannot write ") && message.contains("model.safetensors: no storage"),
+        "{message}"
+    );
+    assert_eq!(latest_valid(dir.path()).unwrap().checkpoint.unwrap().step(), 1);
 }
 
 #[test]

@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use serde::{Deserialize, Serialize};
 
+use super::atomic::Unsynced;
 use crate::error::{Error, Result};
 use crate::kernels::{Adapter, Weight, with_f32};
 
@@ -63,23 +64,6 @@ pub struct Entry<'a> {
     pub values: Values<'a>,
 }
 
-/// A file that is written and not yet on the disk. It stays open: some file systems tell what went wrong to none but the handle that wrote.
-#[must_use = "what is not synced may be lost"]
-#[derive(Debug)]
-pub struct Written {
-    path: PathBuf,
-    file: File,
-}
-
-impl Written {
-    /// Waits until it is on the disk.
-    ///
-    /// Errors (exit 1): the disk.
-    pub fn sync(self) -> Result<()> {
-        self.file.sync_all().map_err(|cause| Error::unwritable(&self.path, cause))
-    }
-}
-
 #[derive(Serialize, Deserialize)]
 struct Info {
     dtype: String,
@@ -96,7 +80,7 @@ pub fn write_safetensors<'a>(
     entries: impl IntoIterator<Item = Entry<'a>>,
     dtype: Dtype,
     metadata: &BTreeMap<String, String>,
-) -> Result<Written> {
+) -> Result<Unsynced> {
     let mut entries: Vec<Entry> = entries.into_iter().collect();
     entries.sort_by_key(|entry| entry.name);
     let header = header(&entries, dtype, metadata)?;
@@ -116,7 +100,7 @@ pub fn write_safetensors<'a>(
         written.map_err(unwritable)?;
     }
     let file = file.into_inner().map_err(|error| unwritable(error.into_error()))?;
-    Ok(Written { path: path.to_owned(), file })
+    Ok(Unsynced::of(path, file))
 }
 
 /// The JSON header, padded with spaces so that the numbers start at a multiple of 8.

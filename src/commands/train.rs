@@ -9,7 +9,7 @@ use super::cache::{self, write_through};
 use super::signals::Watch;
 use super::start::{Origin, Start};
 use super::{Outcome, build, choose, fingerprints, out, preflight, provenance, responses, show_plan};
-use crate::checkpoint::{Dtype, Retention, Store, atomic, layout};
+use crate::checkpoint::{Dtype, Retention, Store, Unsynced, atomic, layout};
 use crate::cli::TrainArgs;
 use crate::config::plan::Plan;
 use crate::config::{self, Dtype as OutputDtype};
@@ -351,10 +351,10 @@ impl<'a> Session<'a> {
         let provenance = self.provenance.after(state, self.plan.config.seed)?;
         let adapted = self.plan.config.student.source.adaptation().is_some();
         Ok(Box::new(move |dir| {
-            let adapters = adapted.then(|| write_adapters(dir, &student)).transpose()?;
+            let adapters = if adapted { write_adapters(dir, &student)? } else { Unsynced::default() };
             let model = write_model(dir, &student, &companions, Dtype::F32)?;
             provenance.write(dir)?;
-            Ok(adapters.into_iter().chain([model]).collect())
+            Ok(adapters.and(model))
         }))
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::{Dtype, Entry, Values, Written, layout, write_safetensors};
+use crate::checkpoint::{Dtype, Entry, Unsynced, Values, layout, write_safetensors};
 use crate::corpus::TextTokenizer;
 use crate::error::{Error, Result};
 use crate::kernels::Weight;
@@ -53,7 +53,7 @@ impl Companions {
 /// quantised are unpacked one at a time, and those with an adapter are merged with it.
 ///
 /// Errors (exit 1): the disk.
-pub fn write_model(dir: &Path, model: &Decoder, companions: &Companions, dtype: Dtype) -> Result<Written> {
+pub fn write_model(dir: &Path, model: &Decoder, companions: &Companions, dtype: Dtype) -> Result<Unsynced> {
     let name = match dtype {
         Dtype::F32 => "float32",
         Dtype::Bf16 => "bfloat16",

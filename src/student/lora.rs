@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Uniform};
 
 use super::fresh::tensor_seed;
-use crate::checkpoint::{Checkpoint, Dtype, Entry, Values, Written, layout, read_safetensors_f32, write_safetensors};
+use crate::checkpoint::{Checkpoint, Dtype, Entry, Unsynced, Values, layout, read_safetensors_f32, write_safetensors};
 use crate::error::{Error, Result};
 use crate::model::{Adaptation, Decoder, Factors, ModelConfig, TensorSpec, Weights};
 
@@ -36,7 +36,7 @@ pub fn fresh_adapters(config: &ModelConfig, adaptation: &Adaptation, seed: u64) 
 /// Writes adapters.safetensors: the factors of `model` alone, in f32, under the names that PEFT gives them.
 ///
 /// Errors (exit 1): the disk.
-pub fn write_adapters(dir: &Path, model: &Decoder) -> Result<Written> {
+pub fn write_adapters(dir: &Path, model: &Decoder) -> Result<Unsynced> {
     let adapters = model.parameters().iter().filter_map(|p| p.adapter.as_deref());
     let factors: Vec<_> =
         adapters.flat_map(|adapter| [&adapter.a, &adapter.b]).map(|p| (p.spec(), &p.weight)).collect();

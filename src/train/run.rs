@@ -199,8 +199,8 @@ impl Run<'_> {
         let (state, optimizer, hidden) =
             (self.state.clone(), self.stepper.optimizer.clone(), self.stepper.hidden.clone());
         let write = move |dir: &Path| {
-            write_model(dir)?;
-            state.write(dir, &optimizer, hidden.as_ref())
+            let model = write_model(dir)?;
+            Ok(model.and(state.write(dir, &optimizer, hidden.as_ref())?))
         };
         self.saver.begin(step, improved && self.pace.keep_best, Box::new(write))?;
         // Merging takes memory that the activations of a step leave only between two.

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use crate::checkpoint::{Retained, Retention, Store, Written};
+use crate::checkpoint::{Retained, Retention, Store, Unsynced};
 use crate::error::{Error, Result};
 
 /// Writes a checkpoint's files into the folder it is given; returns those that it has open.
-pub type Writer = Box<dyn FnOnce(&Path) -> Result<Vec<Written>> + Send>;
+pub type Writer = Box<dyn FnOnce(&Path) -> Result<Unsynced> + Send>;
 
 /// Saves one checkpoint at a time. Dropped, it waits for the one under way.
 pub struct Saver {
@@ -132,7 +132,7 @@ mod tests {
     fn begin(saver: &mut Saver, step: u64) {
         let write = move |dir: &Path| {
             fs::write(dir.join("model"), step.to_string()).unwrap();
-            Ok(vec![])
+            Ok(Unsynced::default())
         };
         saver.begin(step, false, Box::new(write)).unwrap();
     }
@@ -168,7 +168,7 @@ mod tests {
             move |dir: &Path| {
                 std::thread::sleep(Duration::from_millis(50));
                 fs::write(dir.join("model"), weight.load(Ordering::SeqCst).to_string()).unwrap();
-                Ok(vec![])
+                Ok(Unsynced::default())
             }
         };
         saver.begin(7, false, Box::new(slow)).unwrap();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::optim::{AdamW, Moments};
 use super::rollout::RolloutState;
-use crate::checkpoint::{Checkpoint, Dtype, Entry, Values, Written, layout, read_safetensors_f32, write_safetensors};
+use crate::checkpoint::{Checkpoint, Dtype, Entry, Unsynced, Values, layout, read_safetensors_f32, write_safetensors};
 use crate::corpus::LoaderState;
 use crate::error::{Error, Result};
 use crate::kernels::{Precision, Simd, overwrite};
@@ -69,10 +69,10 @@ pub struct TrainState {
 impl TrainState {
     /// Writes state.json, times.json, optimizer.safetensors and, where there are any, the projections of hidden states into a
     /// checkpoint's folder.
-    pub fn write(&self, dir: &Path, optimizer: &AdamW, hidden: Option<&HiddenMatch>) -> Result<Vec<Written>> {
+    pub fn write(&self, dir: &Path, optimizer: &AdamW, hidden: Option<&HiddenMatch>) -> Result<Unsynced> {
         write_json(&dir.join(layout::STATE), self)?;
         write_json(&dir.join(layout::TIMES), &self.times)?;
-        let mut written = vec![];
+        let mut unsynced = Unsynced::default();
         let projections: Vec<_> = hidden.iter().flat_map(|hidden| hidden.projections()).collect();
         if !projections.is_empty() {
             let specs: Vec<_> = projections.iter().map(|p| Ok((p.spec(), p.tensor()?))).collect::<Result<_>>()?;
@@ -81,7 +81,7 @@ impl TrainState {
                 shape: &spec.shape,
                 values: Values::Tensor(tensor),
             });
-            written.push(write_safetensors(&dir.join(layout::PROJECTIONS), entries, Dtype::F32, &BTreeMap::new())?);
+            unsynced = write_safetensors(&dir.join(layout::PROJECTIONS), entries, Dtype::F32, &BTreeMap::new())?;
         }
         let moments: Vec<(String, &Tensor, [usize; 1])> = optimizer
             .moments()
@@ -89,8 +89,7 @@ impl TrainState {
             .map(|(name, values)| (name, values, [values.elem_count()]))
             .collect();
         let entries = moments.iter().map(|(name, values, shape)| Entry { name, shape, values: Values::Tensor(values) });
-        written.push(write_safetensors(&dir.join(layout::OPTIMIZER), entries, Dtype::F32, &BTreeMap::new())?);
-        Ok(written)
+        Ok(unsynced.and(write_safetensors(&dir.join(layout::OPTIMIZER), entries, Dtype::F32, &BTreeMap::new())?))
     }
 
     /// The state of a run that begins, on all threads there are.

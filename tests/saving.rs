@@ -184,7 +184,7 @@ fn a_run_that_fails_beside_a_checkpoint_finishes_and_tells_of_it() {
 }
 
 #[test]
-fn the_error_that_came_first_is_the_runs_and_a_lost_checkpoint_is_a_warning() {
+fn a_run_that_fails_tells_of_that_and_a_checkpoint_lost_beside_it_is_a_warning() {
     let faults = Faults { unrecordable: Some(2), unwritable: Some(1), ..Faults::default() };
     let (ended, dir, events) = train(&Device::Cpu, faults);
     assert_eq!(ended.unwrap_err().to_string(), "no place for an event");

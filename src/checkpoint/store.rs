@@ -107,13 +107,13 @@ impl Store {
         begin().map_err(|error| unsaved(step, error))
     }
 
-    /// Makes what was staged durable, then a checkpoint, then `latest`; returns its folder.
+    /// Makes what was staged durable, then a checkpoint, then what `latest` names.
     ///
     /// A checkpoint of the same step is replaced (a resumed run comes by it again), or left alone if it is valid and
     /// has the same files, whatever its parent is. Call [`Store::point_best_at`] and then [`Store::retain`] afterwards: this deletes nothing.
     ///
     /// Errors (exit 1): the disk refuses. What was staged is removed, older checkpoints stay.
-    pub fn commit(&self, Staged { step, staging, unsynced }: Staged) -> Result<PathBuf> {
+    pub fn commit(&self, Staged { step, staging, unsynced }: Staged) -> Result<()> {
         let name = layout::folder_name(step);
         let path = self.dir.join(&name);
         let write = || -> Result<()> {
@@ -135,8 +135,7 @@ impl Store {
             *self.last() = Some(manifest);
             Ok(())
         };
-        write().map_err(|error| unsaved(step, error))?;
-        Ok(path)
+        write().map_err(|error| unsaved(step, error))
     }
 
     /// Makes `latest` name the checkpoint of `step`: what is newer is a future that was left.

@@ -6,7 +6,7 @@ use crate::error::Class;
 use tempfile::TempDir;
 
 impl Store {
-    fn save(&self, step: u64, fill: impl FnOnce(&Path) -> Result<Unsynced>) -> Result<PathBuf> {
+    fn save(&self, step: u64, fill: impl FnOnce(&Path) -> Result<Unsynced>) -> Result<()> {
         self.commit(self.stage(step, fill)?)
     }
 }
@@ -65,7 +65,7 @@ fn a_save_ends_with_latest_naming_a_valid_checkpoint() {
 #[test]
 fn a_kill_at_any_point_of_a_save_leaves_a_valid_checkpoint_and_no_litter() {
     let (dir, store) = run(&[100]);
-    let seen = disk::snapshots(dir.path(), || drop(store.save(200, fill("model 200")).unwrap()));
+    let seen = disk::snapshots(dir.path(), || store.save(200, fill("model 200")).unwrap());
     assert!(seen.len() >= 9, "{} points", seen.len());
     for (nth, snapshot) in seen.iter().enumerate() {
         let reopened = Store::open(snapshot.path()).unwrap();
@@ -81,7 +81,7 @@ fn a_kill_at_any_point_of_a_save_leaves_a_valid_checkpoint_and_no_litter() {
 #[test]
 fn a_kill_while_the_only_checkpoint_is_replaced_does_not_lose_it() {
     let (dir, store) = run(&[100]);
-    for snapshot in disk::snapshots(dir.path(), || drop(store.save(100, fill("again")).unwrap())) {
+    for snapshot in disk::snapshots(dir.path(), || store.save(100, fill("again")).unwrap()) {
         let found = latest_valid(Store::open(snapshot.path()).unwrap().run_dir()).unwrap();
         let text = fs::read_to_string(found.checkpoint.unwrap().file(layout::MODEL)).unwrap();
         assert!(text == "model 100" || text == "again");
@@ -99,7 +99,7 @@ fn fill_open(dir: &Path) -> Result<Unsynced> {
 #[test]
 fn weights_are_synced_by_the_handle_that_wrote_them_before_they_are_described() {
     let (dir, store) = run(&[]);
-    let done = disk::record(dir.path(), || drop(store.save(1, fill_open).unwrap()));
+    let done = disk::record(dir.path(), || store.save(1, fill_open).unwrap());
     let at = |operation: &str| done.iter().position(|done| done.contains(operation)).unwrap();
     assert!(at("sync checkpoints/.tmp-step-00000001/model") < at("write checkpoints/.tmp-step-00000001/manifest"));
     let staged = store.stage(2, fill_open).unwrap();

@@ -93,12 +93,12 @@ impl Run<'_> {
         // However it ends, what is under way is waited for and told of.
         match (ended, self.wait_for_checkpoint()) {
             (Ok(ending), told) => told.map(|()| ending),
-            (Err(error), told) => Err(self.after(error, told)),
+            (Err(error), told) => Err(self.with_warning(error, told)),
         }
     }
 
-    /// The error that ends the run; what went wrong after it is a warning.
-    fn after(&mut self, error: Error, then: Result<()>) -> Error {
+    /// The error that ends the run; what went wrong with a checkpoint beside it is a warning.
+    fn with_warning(&mut self, error: Error, then: Result<()>) -> Error {
         if let Err(other) = then {
             let _ = self.warn(self.state.step, "checkpoint_not_saved", other.to_string());
         }
@@ -120,7 +120,9 @@ impl Run<'_> {
                 true => Evaluation::NotDue,
                 false => self.evaluate_if_due(last)?,
             };
-            self.tell_if_done()?;
+            if let Some(saved) = self.saver.done()? {
+                self.tell(saved)?;
+            }
             self.tick(&mut clock);
             let stopping = evaluation == Evaluation::Interrupted || (self.stopping() && !last);
             let improved = evaluation == Evaluation::Done { improved: true };
@@ -141,17 +143,14 @@ impl Run<'_> {
                 Ok(Stepped::Done | Stepped::Interrupted) => {}
                 // The data ended before the planned steps: the plan's count was an estimate.
                 Ok(Stepped::DataEnded) => self.pace.total_steps = step,
+                Ok(Stepped::Torn(error)) => return Err(error),
                 Err(error) => {
                     // A step that is done and not on record would leave a hole in the log.
-                    if self.state.step == step && step > 0 && self.saver.newest() != Some(step) {
-                        let saved = self.save(false);
-                        return Err(self.after(error, saved));
-                    }
-                    return Err(error);
+                    let unsaved = self.state.step == step && step > 0 && self.saver.newest() != Some(step);
+                    let saved = if unsaved { self.save(false) } else { Ok(()) };
+                    return Err(self.with_warning(error, saved));
                 }
-                Ok(Stepped::Torn(error)) => return Err(error),
             }
-            self.tell_if_done()?;
             self.tick(&mut clock);
         }
     }
@@ -208,10 +207,6 @@ impl Run<'_> {
             self.saver.wait_until_written();
         }
         Ok(())
-    }
-
-    fn tell_if_done(&mut self) -> Result<()> {
-        self.saver.done()?.map_or(Ok(()), |saved| self.tell(saved))
     }
 
     fn wait_for_checkpoint(&mut self) -> Result<()> {

@@ -47,6 +47,11 @@ impl Report {
         self.add(what, differs.map_or(Finding::AsRecorded, Finding::Differs));
     }
 
+    /// Of a log: it agrees with the models, unless it differs in some way.
+    fn judge_log(&mut self, what: &str, differs: Option<String>) {
+        self.add(what, differs.map_or(Finding::Agrees, Finding::Differs));
+    }
+
     /// What differs, and how.
     pub fn differing(&self) -> impl Iterator<Item = (&str, &str)> {
         self.checks.iter().filter_map(|(what, finding)| match finding {

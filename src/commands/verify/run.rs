@@ -27,7 +27,6 @@ pub fn check(report: &mut Report, run: &Path, screen: &Screen) -> Result<()> {
         made.extend(folder::checkpoint(report, &run.join(layout::CHECKPOINTS).join(name), &prefix));
     }
     pointers(report, run, &steps);
-    gone(report, run, &steps);
     let ended = Summary::read(run).is_ok_and(|summary| matches!(summary.status, Status::Complete | Status::TimeUp));
     if student.exists() {
         let prefix = format!("{}/", layout::STUDENT);
@@ -41,7 +40,7 @@ pub fn check(report: &mut Report, run: &Path, screen: &Screen) -> Result<()> {
     } else if ended {
         report.add(layout::STUDENT, Finding::Differs("it is missing, and the run has ended".into()));
     }
-    metrics(report, run, &made);
+    metrics(report, run, &made, &steps);
     summary(report, run, &made);
     if let Some(checked) = responses::changed(run) {
         report.judge(layout::RESPONSES, checked.err().map(|error| error.to_string()));
@@ -85,24 +84,13 @@ fn pointers(report: &mut Report, run: &Path, steps: &[u64]) {
     }
 }
 
-/// The newest two checkpoints that the log tells of: no retention deletes these.
-fn gone(report: &mut Report, run: &Path, steps: &[u64]) {
-    let text = std::fs::read(run.join(layout::METRICS)).unwrap_or_default();
-    let events = text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
-    let saved: BTreeSet<u64> =
-        events.filter(|event| event["event"] == "checkpoint").filter_map(|event| event["step"].as_u64()).collect();
-    for step in saved.into_iter().rev().take(2).filter(|step| !steps.contains(step)) {
-        let what = format!("{}/{}", layout::CHECKPOINTS, layout::folder_name(step));
-        report.add(what, Finding::NotThere(format!("deleted; {} tells of it", layout::METRICS)));
-    }
-}
-
 fn trainings(made: &[Made]) -> impl Iterator<Item = &Training> {
     made.iter().filter_map(|made| made.provenance.training.as_ref())
 }
 
-/// metrics.jsonl has no digest: it grows. What it says of steps has to agree with what the checkpoints say.
-fn metrics(report: &mut Report, run: &Path, made: &[Made]) {
+/// metrics.jsonl has no digest: it grows. What it says of steps has to agree with what the checkpoints say, and the checkpoints that
+/// it tells of last, which no retention deletes, have to be there.
+fn metrics(report: &mut Report, run: &Path, made: &[Made], steps: &[u64]) {
     let Ok(text) = std::fs::read(run.join(layout::METRICS)) else {
         return report.add(layout::METRICS, Finding::Differs("it is missing or cannot be read".into()));
     };
@@ -110,6 +98,7 @@ fn metrics(report: &mut Report, run: &Path, made: &[Made]) {
     // What a kill left unfinished is no line.
     let lines = lines.filter(|(_, line)| line.ends_with(b"\n"));
     let mut tokens: Vec<Option<u64>> = vec![];
+    let mut saved = BTreeSet::new();
     for (n, line) in lines {
         let Ok(event) = serde_json::from_slice::<Value>(line) else {
             return report.add(layout::METRICS, Finding::Differs(format!("line {} is no JSON", n + 1)));
@@ -121,6 +110,8 @@ fn metrics(report: &mut Report, run: &Path, made: &[Made]) {
                 return report.add(layout::METRICS, Finding::Differs(why));
             }
             tokens.push(event["tokens"].as_u64());
+        } else if event["event"] == "checkpoint" {
+            saved.extend(event["step"].as_u64());
         }
     }
     // A run that went back has cut its log; what it made beyond that step stands until it comes there again.
@@ -137,7 +128,12 @@ fn metrics(report: &mut Report, run: &Path, made: &[Made]) {
         let (steps, tokens) = (training.steps, training.target_tokens);
         format!("it does not say that step {steps} came to {tokens} target tokens")
     });
-    report.add(layout::METRICS, differs.map_or(Finding::Agrees, Finding::Differs));
+    report.judge_log(layout::METRICS, differs);
+    for step in saved.into_iter().rev().take(2).filter(|step| !steps.contains(step)) {
+        let what = format!("{}/{}", layout::CHECKPOINTS, layout::folder_name(step));
+        let why = format!("{} tells of it: deleted, or in the run that this one branched off", layout::METRICS);
+        report.add(what, Finding::NotThere(why));
+    }
 }
 
 /// summary.json, where a model of the same step is there to compare with.
@@ -175,5 +171,5 @@ fn summary(report: &mut Report, run: &Path, made: &[Made]) {
     });
     let same = tokens == Some(summary.tokens) && same_rows;
     let differs = (!same).then(|| format!("its counts are not those of the model of step {}", summary.steps));
-    report.add(layout::SUMMARY, differs.map_or(Finding::Agrees, Finding::Differs));
+    report.judge_log(layout::SUMMARY, differs);
 }

@@ -31,7 +31,7 @@ fn a_run_killed_anywhere_ends_like_the_unbroken_one_and_never_starts_over() {
     let (mut before, mut between, mut done) = (0, 0, 0);
     for (n, kind) in KINDS.into_iter().enumerate() {
         let bench = runs::bench(kind, 2, "steps = 60", "");
-        // A save after every other step: half of the time is spent writing.
+        // A save after every other step.
         let text = String::from_utf8(bench.read("run.toml")).unwrap();
         bench.write("run.toml", text.replace("[checkpoint]\nevery_steps = 3", "[checkpoint]\nevery_steps = 2"));
         let started = Instant::now();
